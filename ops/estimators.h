@@ -1,0 +1,35 @@
+// Gradient estimators for a quantizer: given the encoder's rows z (N,D) and their codes q (N,D), a z_q whose forward value
+// is q and whose Jacobian in z is chosen. Each is a composition; none is known to the engine.
+#pragma once
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/tape.h"
+
+namespace sg {
+
+using Estimator = std::function<Value(Value z, Value q)>;
+
+// z + sg[q - z]. Jacobian I. (Bengio et al. 1308.3432; van den Oord et al. 1711.00937)
+Value straight_through(Value z, Value q);
+
+// sg[G] z + sg[q - sg[G] z], for G scalar [], diagonal per row (N,D) or shared (D), or dense per row (N,D,D). Jacobian G. (2410.06424; kexue.fm 10489)
+Value g_matrix(Value z, Value q, Value g);
+
+// G = (|q|/|z|) R with R the rotation of z/|z| onto q/|q| in their plane, applied without forming R:
+// R z = z - 2 w (w.z) + 2 v (u.z), w = (u+v)/|u+v|. Jacobian (|q|/|z|) R. (Fifty et al. 2410.06424, eq. 4)
+// Degenerate rows: z = 0 or q = 0 give a finite Jacobian; q = -z gives the reflection (|q|/|z|)(I - 2uu^T).
+Value rotation_trick(Value z, Value q);
+
+// G = (|q|/|z|) (I - 2 r r^T), r = (u - v)/|u - v|. Jacobian G. (2410.06424, A.8)
+Value reflection(Value z, Value q);
+
+// By name, for flags: "ste", "rotation", "reflection", "g-scalar", "g-diagonal", "g-dense". Error{usage} listing them.
+// The g-* estimators take a G that scales z onto q in norm: scalar |q|/|z| of the batch's means, diagonal per row
+// |q|/|z|, and dense per row (|q|/|z|) R formed as a matrix.
+Estimator estimator_by_name(std::string_view name);
+std::vector<std::string> estimator_names();
+
+}  // namespace sg
