@@ -1,5 +1,6 @@
 // Ops that move elements without changing them. All are smooth and closed under VJP.
 #pragma once
+#include <initializer_list>
 #include <vector>
 
 #include "core/tape.h"
@@ -8,6 +9,7 @@ namespace sg {
 
 Value reshape(Operand x, Shape shape);                     // one extent may be -1: it is computed (pass it in a vector)
 Value reshape(Operand x, std::vector<std::int64_t> shape);
+Value reshape(Operand x, std::initializer_list<std::int64_t> shape);  // so that reshape(x, {n, -1}) is not ambiguous
 Value transpose(Operand x, std::vector<std::int64_t> perm); // out.shape[i] = x.shape[perm[i]]
 Value broadcast(Operand x, Shape shape);                   // NumPy rules
 // Elements start[i], start[i]+step[i], ... below stop[i] along each axis.
