@@ -1,0 +1,44 @@
+// Random instructions: functions of a state {seed, step}. Each instruction takes its own stream from the tape when it
+// is recorded; passes copy the stream, so that optimisation changes no number.
+#include "ops/random.h"
+
+#include "ops/elementwise.h"
+#include "ops/op_ids.h"
+
+namespace sg {
+namespace {
+
+template <OpId op>
+std::vector<TensorType> infer_random(std::span<const TensorType> in, const Attrs& attrs) {
+  const auto dtype = static_cast<DType>(attrs.i("dtype"));
+  if (in[0] != TensorType{DType::i32, {2}})
+    fail(ErrorKind::dtype, "{}: the state is {}, must be i32[2] = [seed, step]", op_def(op).name, to_string(in[0]));
+  if (!is_real(dtype)) fail(ErrorKind::dtype, "{}: makes real numbers, not {}", op_def(op).name, to_string(dtype));
+  return {{dtype, Shape(attrs.ints("shape"))}};
+}
+
+Value emit_random(OpId op, const Operand& state, const Shape& shape, DType dtype) {
+  const Value s = state.value();
+  return s.tape->emit1(
+      op, {s}, {{"shape", shape.vec()}, {"dtype", static_cast<std::int64_t>(dtype)}, {"stream", s.tape->next_stream()}},
+      state.loc());
+}
+
+}  // namespace
+
+namespace defs {
+OpDef uniform() {
+  return {.name = "uniform", .arity = 1, .grad = GradKind::none, .infer = infer_random<OpId::uniform>};
+}
+OpDef normal() { return {.name = "normal", .arity = 1, .grad = GradKind::none, .infer = infer_random<OpId::normal>}; }
+}  // namespace defs
+
+Value uniform(Operand state, Shape shape, DType dtype) { return emit_random(OpId::uniform, state, shape, dtype); }
+Value normal(Operand state, Shape shape, DType dtype) { return emit_random(OpId::normal, state, shape, dtype); }
+
+void advance_random_state(Tape& tape, Variable& state, Loc loc) {
+  const Value one_step = tape.constant(Tensor::of<std::int32_t>({2}, {0, 1}), loc);
+  tape.assign(state, Operand(tape.read(state, loc), loc) + Operand(one_step, loc), loc);
+}
+
+}  // namespace sg
