@@ -16,7 +16,7 @@ struct CompileOptions {
   bool capture = true;         // backends that can replay a whole step as one graph do so
   bool exact_forward = true;   // a + stop_gradient(b - a) gets the bits of b
   bool optimize = true;        // common subexpressions, constant folding
-  bool strict = false;         // an op that the backend has no kernel for is an error instead of being decomposed
+  bool strict = true;          // an op that the backend has no kernel for is an error; off: it is decomposed, and explain() says so
   bool check_finite = false;   // a NaN or infinity in a fetch or an assign is an Error{non_finite}; nothing is committed
   bool profile = false;        // time each step; explain() reports it
   bool guard = false;          // pattern bytes around every buffer, checked after each run (tests)

@@ -1,5 +1,6 @@
 // Rewriting: a pass walks a tape in order and builds another one, keeping a map from old values to new ones.
 #pragma once
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -32,6 +33,9 @@ class Rewriter {
   std::vector<std::int32_t> map_;
 };
 
+// The map of two passes run one after the other.
+std::vector<std::int32_t> compose(std::span<const std::int32_t> first, std::span<const std::int32_t> second);
+
 // How many instructions use each value as an input; values in `keep` count once more.
 std::vector<std::int32_t> use_counts(const Tape& tape, std::span<const std::int32_t> keep = {});
 
@@ -40,5 +44,10 @@ Rewritten eliminate_dead_code(const Tape& tape, std::span<const std::int32_t> ke
 Rewritten simplify(const Tape& tape);            // common subexpressions, constant folding, x * 1
 Rewritten apply_exact_forward(const Tape& tape); // a + stop_gradient(b - a) -> b, bit for bit
 Rewritten forward_aliases(const Tape& tape);     // drops stop_gradient once gradients are recorded
+
+// Replaces every instruction that `supported` refuses by its decomposition, until none is left. Adds to *count.
+// Error{unsupported} naming the op where it has none, or where `strict`.
+using SupportedFn = std::function<bool(const Tape&, const Instr&)>;
+Rewritten decompose_unsupported(const Tape& tape, const SupportedFn& supported, std::string_view backend, bool strict, std::size_t* count);
 
 }  // namespace sg

@@ -82,7 +82,7 @@ class Tape {
   std::int64_t next_stream() { return stream_++; }       // identity of a random instruction, kept by passes
 
  private:
-  Tensor const* as_tensor(std::int64_t i) const;
+  std::int64_t variable_index(Variable& variable);
   std::vector<Instr> instrs_;
   std::vector<TensorType> types_;
   std::vector<std::int32_t> producers_;

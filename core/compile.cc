@@ -1,0 +1,307 @@
+// compile(): passes, storage assignment, memory plan, lowering.
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "core/program_impl.h"
+
+namespace sg {
+namespace {
+
+std::size_t ix(std::int32_t i) { return static_cast<std::size_t>(i); }
+
+Rewritten copy_of(const Tape& tape) {
+  Rewriter r(tape);
+  for (std::size_t i = 0; i < tape.instrs().size(); ++i) r.copy(static_cast<std::int32_t>(i));
+  return r.finish();
+}
+
+class Passes {
+ public:
+  Passes(const Tape& tape, std::span<const std::int32_t> fetches) : current_(copy_of(tape)), fetches_(fetches.begin(), fetches.end()) {}
+
+  void apply(Rewritten next) {
+    if (next.tape == nullptr) return;
+#ifndef NDEBUG
+    next.tape->verify();
+#endif
+    next.map = compose(current_.map, next.map);
+    current_ = std::move(next);
+  }
+  const Tape& tape() const { return *current_.tape; }
+  std::vector<std::int32_t> keep() const {
+    std::vector<std::int32_t> values;
+    for (std::int32_t v : fetches_) values.push_back(current_.map[ix(v)]);
+    return values;
+  }
+  Rewritten take() { return std::move(current_); }
+
+ private:
+  Rewritten current_;
+  std::vector<std::int32_t> fetches_;
+};
+
+class Lowering final : public LowerCtx {
+ public:
+  Lowering(Program::Impl& p, std::int32_t index) : p_(p), index_(index) {}
+  const Tape& tape() const override { return *p_.tape; }
+  const Instr& instr() const override { return p_.tape->instrs()[ix(index_)]; }
+  void* data(std::int32_t value) override { return p_.data(value); }
+  Variable* variable(std::int32_t value) override { return p_.tape->variable_of(p_.tape->instrs()[ix(p_.tape->producer(value))]); }
+  void scratch(std::size_t bytes, void** where) override {
+    p_.scratch_bytes = std::max(p_.scratch_bytes, bytes);
+    p_.scratch_users.push_back(where);
+  }
+  void* persistent(std::size_t bytes) override {
+    BackendBuffer& b = p_.buffers.emplace_back(*p_.backend, bytes);
+    p_.stats.persistent_bytes += bytes;
+    if (p_.backend->host_memory(DType::i32)) std::memset(b.data(), 0, bytes);
+    return b.data();
+  }
+  std::shared_ptr<void>& shared(const std::string& key) override { return p_.shared[key]; }
+  void prelude(std::string kind, std::unique_ptr<Step> step) override {
+    (kind == "pack" ? p_.stats.packs : p_.stats.reorders) += 1;
+    p_.steps.push_back({std::move(step), std::move(kind), index_});
+  }
+
+ private:
+  Program::Impl& p_;
+  std::int32_t index_;
+};
+
+std::size_t storage_bytes(const Backend& b, const TensorType& t) {
+  return static_cast<std::size_t>(t.shape.elements()) * size_of(b.storage(t.dtype));
+}
+
+bool is_leaf(Role r) { return r == Role::input || r == Role::constant || r == Role::read; }
+bool is_alias(Role r) { return r == Role::alias || r == Role::stop_gradient; }
+
+// Gives every value a storage. Aliases share their source's; an elementwise output may take over the place of an input
+// that nothing needs afterwards.
+void assign_storage(Program::Impl& p, bool reuse_in_place, bool keep_all) {
+  const Tape& tape = *p.tape;
+  const auto instrs = tape.instrs();
+  const auto end = static_cast<std::int32_t>(instrs.size());
+  p.storage_of.assign(ix(tape.value_count()), -1);
+
+  // Storage-level last use: computed over alias groups first, so that reuse sees the whole group's life.
+  std::vector<std::int32_t> root(ix(tape.value_count()));
+  std::iota(root.begin(), root.end(), 0);
+  for (const Instr& instr : instrs)
+    if (is_alias(op_def(instr.op).role)) root[ix(instr.outputs[0])] = root[ix(instr.inputs[0])];
+  std::vector<std::int32_t> last(ix(tape.value_count()), -1);
+  for (std::int32_t i = 0; i < end; ++i) {
+    for (std::int32_t v : instrs[ix(i)].outputs) last[ix(root[ix(v)])] = std::max(last[ix(root[ix(v)])], i);
+    if (!is_alias(op_def(instrs[ix(i)].op).role))
+      for (std::int32_t v : instrs[ix(i)].inputs) last[ix(root[ix(v)])] = std::max(last[ix(root[ix(v)])], i);
+  }
+  for (const Instr& instr : instrs)
+    if (op_def(instr.op).role == Role::assign) last[ix(root[ix(instr.inputs[0])])] = end;
+  for (std::int32_t v : p.fetches) last[ix(root[ix(v)])] = end;
+  if (keep_all) std::fill(last.begin(), last.end(), end);
+
+  for (std::int32_t i = 0; i < end; ++i) {
+    const Instr& instr = instrs[ix(i)];
+    const Role role = op_def(instr.op).role;
+    for (std::size_t k = 0; k < instr.outputs.size(); ++k) {
+      const std::int32_t v = instr.outputs[k];
+      if (is_alias(role)) {
+        p.storage_of[ix(v)] = p.storage_of[ix(instr.inputs[0])];
+        continue;
+      }
+      const std::size_t bytes = storage_bytes(*p.backend, tape.type(v));
+      if (reuse_in_place && k == 0 && !is_leaf(role)) {
+        for (std::size_t in = 0; in < instr.inputs.size() && p.storage_of[ix(v)] < 0; ++in) {
+          const std::int32_t from = instr.inputs[in];
+          Storage& s = p.storages[ix(p.storage_of[ix(from)])];
+          const bool dies_here = s.kind == StorageKind::arena && s.last == i && s.bytes == bytes;
+          if (dies_here && p.backend->in_place(tape, instr, static_cast<int>(in))) {
+            s.last = last[ix(root[ix(v)])];
+            p.storage_of[ix(v)] = p.storage_of[ix(from)];
+          }
+        }
+        if (p.storage_of[ix(v)] >= 0) continue;
+      }
+      Storage s;
+      s.kind = role == Role::input ? StorageKind::feed : role == Role::constant ? StorageKind::constant
+               : role == Role::read ? StorageKind::variable : StorageKind::arena;
+      s.bytes = bytes;
+      s.first = i;
+      s.last = std::max(last[ix(root[ix(v)])], i);
+      s.leaf = is_leaf(role) ? v : -1;
+      p.storage_of[ix(v)] = static_cast<std::int32_t>(p.storages.size());
+      p.storages.push_back(s);
+    }
+  }
+}
+
+void place_storage(Program::Impl& p, bool plan) {
+  Backend& b = *p.backend;
+  std::vector<Lifetime> lives;
+  std::vector<std::size_t> who;
+  for (std::size_t i = 0; i < p.storages.size(); ++i)
+    if (const Storage& s = p.storages[i]; s.kind == StorageKind::arena) {
+      lives.push_back({s.bytes, s.first, s.last});
+      who.push_back(i);
+    }
+  const MemoryPlan layout = plan_memory(lives);
+  p.stats.lower_bound_bytes = layout.lower_bound;
+  p.stats.sum_bytes = 0;
+  for (std::int32_t v = 0; v < p.tape->value_count(); ++v) {
+    const Role role = op_def(p.tape->instrs()[ix(p.tape->producer(v))].op).role;
+    if (!is_leaf(role) && !is_alias(role)) p.stats.sum_bytes += storage_bytes(b, p.tape->type(v));
+  }
+  const std::size_t guard = p.options.guard ? kGuardBytes : 0;
+  std::size_t total = layout.total;
+  if (!plan) {
+    total = 0;
+    for (const Lifetime& l : lives) total += (l.bytes + kAlignment - 1) / kAlignment * kAlignment + kAlignment + 2 * guard;
+  }
+  p.arena = BackendBuffer(b, std::max<std::size_t>(total, kAlignment));
+  p.stats.arena_bytes = total;
+  auto* base = static_cast<std::byte*>(p.arena.data());
+  std::size_t offset = 0;
+  for (std::size_t k = 0; k < who.size(); ++k) {
+    Storage& s = p.storages[who[k]];
+    if (plan) {
+      s.data = base + layout.offsets[k];
+      continue;
+    }
+    s.data = base + offset + guard;
+    if (guard > 0) {
+      const std::int32_t value = static_cast<std::int32_t>(
+          std::find(p.storage_of.begin(), p.storage_of.end(), static_cast<std::int32_t>(who[k])) - p.storage_of.begin());
+      p.guards.push_back({static_cast<std::byte*>(s.data), s.bytes, value});
+      std::memset(base + offset, static_cast<int>(kGuardPattern), kGuardBytes);
+      std::memset(static_cast<std::byte*>(s.data) + s.bytes, static_cast<int>(kGuardPattern), kGuardBytes);
+    }
+    offset += (s.bytes + kAlignment - 1) / kAlignment * kAlignment + kAlignment + 2 * guard;
+  }
+  for (Storage& s : p.storages) {
+    if (s.kind == StorageKind::arena) continue;
+    const Instr& instr = p.tape->instrs()[ix(p.tape->producer(s.leaf))];
+    const TensorType& type = p.tape->type(s.leaf);
+    if (s.kind == StorageKind::variable && b.host_memory(type.dtype)) {
+      s.data = p.tape->variable_of(instr)->data();
+      continue;
+    }
+    s.data = p.buffers.emplace_back(b, s.bytes).data();
+    if (s.kind == StorageKind::feed) {
+      p.stats.feed_bytes += s.bytes;
+      p.feeds.push_back({s.leaf, instr.attrs.str("name")});
+    } else if (s.kind == StorageKind::variable) {
+      p.stats.persistent_bytes += s.bytes;
+      p.uploads.push_back({p.tape->variable_of(instr), s.data});
+    } else {
+      p.stats.persistent_bytes += s.bytes;
+      if (instr.attrs.has("tensor")) b.upload(s.data, p.tape->constant_tensor(instr.attrs.i("tensor")).data(), type);
+      else b.upload(s.data, Tensor::full(type, instr.attrs.d("value")).data(), type);
+    }
+  }
+}
+
+// Commits are made one after the other: a value that lives in a variable's own buffer, or a fetch of one, is copied first.
+void plan_commits(Program::Impl& p) {
+  for (const Instr& instr : p.tape->instrs())
+    if (op_def(instr.op).role == Role::assign) p.commits.push_back({p.tape->variable_of(instr), instr.inputs[0]});
+  auto stage = [&](std::int32_t value) {
+    const Storage& s = p.storages[ix(p.storage_of[ix(value)])];
+    if (s.kind != StorageKind::variable || p.staged.contains(value)) return;
+    void* copy = p.buffers.emplace_back(*p.backend, s.bytes).data();
+    p.stats.persistent_bytes += s.bytes;
+    p.stages.push_back({s.data, copy, value});
+    p.staged.emplace(value, copy);
+  };
+  if (p.commits.empty()) return;
+  for (const auto& c : p.commits) stage(c.value);
+  for (std::int32_t v : p.fetches) stage(v);
+}
+
+void lower_all(Program::Impl& p) {
+  const auto instrs = p.tape->instrs();
+  for (std::size_t i = 0; i < instrs.size(); ++i) {
+    const Role role = op_def(instrs[i].op).role;
+    if (is_leaf(role) || is_alias(role) || role == Role::assign) continue;
+    bool empty = true;
+    for (std::int32_t v : instrs[i].outputs) empty = empty && p.tape->type(v).shape.elements() == 0;
+    if (empty) continue;
+    Lowering ctx(p, static_cast<std::int32_t>(i));
+    auto step = p.backend->lower(ctx);
+    SG_CHECK(step != nullptr, "backend '{}' lowered {} to nothing", p.backend->name(), op_def(instrs[i].op).name);
+    p.steps.push_back({std::move(step), std::string(op_def(instrs[i].op).name), static_cast<std::int32_t>(i)});
+  }
+  p.stats.scratch_bytes = p.scratch_bytes;
+  p.scratch = BackendBuffer(*p.backend, std::max<std::size_t>(p.scratch_bytes, kAlignment));
+  for (void** where : p.scratch_users) *where = p.scratch.data();
+  p.stats.steps = p.steps.size();
+}
+
+}  // namespace
+
+std::unique_ptr<Program::Impl> build_program(const Tape& tape, std::span<const std::int32_t> fetches, Backend& backend,
+                                             const CompileOptions& options, bool keep_all) {
+  auto p = std::make_unique<Program::Impl>();
+  p->backend = &backend;
+  p->options = options;
+  p->source = &tape;
+  Passes passes(tape, fetches);
+  if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+  if (options.optimize) passes.apply(simplify(passes.tape()));
+  if (options.exact_forward) passes.apply(apply_exact_forward(passes.tape()));
+  passes.apply(forward_aliases(passes.tape()));
+  if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+  passes.apply(decompose_unsupported(
+      passes.tape(), [&](const Tape& t, const Instr& i) { return backend.supports(t, i); }, backend.name(), options.strict,
+      &p->stats.decomposed));
+  if (options.optimize) passes.apply(simplify(passes.tape()));
+  if (options.fuse) passes.apply(backend.fuse(passes.tape(), passes.keep()));
+  if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+  p->fetches = passes.keep();
+  Rewritten done = passes.take();
+  p->tape = std::move(done.tape);
+  p->map = std::move(done.map);
+
+  for (const Instr& instr : tape.instrs())
+    if (op_def(instr.op).role == Role::input && p->map[ix(instr.outputs[0])] < 0)
+      p->unused_inputs.emplace(instr.attrs.str("name"), tape.type(instr.outputs[0]));
+
+  const bool plan = options.plan_memory && !options.guard && !keep_all;
+  assign_storage(*p, plan, keep_all);
+  place_storage(*p, plan);
+  plan_commits(*p);
+  lower_all(*p);
+  if (options.check_finite) {
+    p->plain_tape = copy_of(tape).tape;
+    for (std::int32_t v : p->fetches) p->finite_probe.emplace_back(p->tape->type(v));
+    for (const auto& c : p->commits) p->finite_probe.emplace_back(p->tape->type(c.value));
+  }
+  return p;
+}
+
+Program compile(const Tape& tape, std::span<const Value> fetches, Backend& backend, CompileOptions options) {
+  std::vector<std::int32_t> ids;
+  for (const Value& v : fetches) {
+    if (v.tape != &tape) fail(ErrorKind::usage, "compile: a fetch is null or on another tape than the one compiled");
+    ids.push_back(v.id);
+  }
+  return Program(build_program(tape, ids, backend, options, false));
+}
+
+Program compile(const Tape& tape, std::initializer_list<Value> fetches, Backend& backend, CompileOptions options) {
+  return compile(tape, std::span<const Value>(fetches.begin(), fetches.size()), backend, options);
+}
+
+Tensor eval(Value value, Backend& backend, CompileOptions options) {
+  SG_CHECK(value.tape != nullptr, "eval of a null Value");
+  // Assignments of the tape are not part of what was asked for: keep only what the value needs.
+  Rewriter r(*value.tape);
+  for (std::size_t i = 0; i < value.tape->instrs().size(); ++i)
+    if (op_def(value.tape->instrs()[i].op).role != Role::assign) r.copy(static_cast<std::int32_t>(i));
+  const Rewritten pure = r.finish();
+  const Value wanted = pure.tape->value(pure.map[ix(value.id)]);
+  Program program = compile(*pure.tape, {wanted}, backend, options);
+  program.run();
+  return program.fetch(wanted);
+}
+
+}  // namespace sg
