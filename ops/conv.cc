@@ -97,6 +97,8 @@ Types infer_conv2d(std::span<const TensorType> in, const Attrs& attrs) { return 
 Types infer_conv2d_bias(std::span<const TensorType> in, const Attrs& attrs) {
   Types out = infer_forward("conv2d_bias", in.first(2), attrs);
   checks::same_dtype("conv2d_bias", "input", in[0], "bias", in[2]);
+  if (const std::int64_t relu = attrs.i("relu"); relu != 0 && relu != 1)
+    fail(ErrorKind::attribute, "conv2d_bias: relu must be 0 or 1, got {}", relu);
   if (in[2].shape != Shape{in[1].shape[3]})
     fail(ErrorKind::shape, "conv2d_bias: bias is {}, weight makes {} channels", to_string(in[2].shape), in[1].shape[3]);
   return out;
@@ -168,7 +170,7 @@ std::vector<Value> vjp_conv2d_weight_grad(const VjpCtx& ctx) {
 
 std::vector<Value> decompose_conv2d_bias(Tape&, std::span<const Value> in, const Attrs& attrs) {
   const Value y = conv2d(in[0], in[1], conv_options(attrs)) + in[2];
-  return {attrs.has("relu") && attrs.i("relu") != 0 ? relu(y) : y};
+  return {attrs.i("relu") != 0 ? relu(y) : y};
 }
 
 Types infer_upsample(std::span<const TensorType> in, const Attrs& attrs) {
