@@ -1,0 +1,18 @@
+// What oneDNN does for the cpu backend: one lowering function per op, f32 by oneDNN primitives, f64 (which oneDNN lacks)
+// and empty operands by the plain loops.
+#pragma once
+#include <memory>
+
+#include "core/backend.h"
+
+namespace sg {
+
+std::unique_ptr<Step> lower_matmul(LowerCtx& ctx);
+std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx);              // conv2d and conv2d_bias
+std::unique_ptr<Step> lower_conv2d_transpose(LowerCtx& ctx);
+std::unique_ptr<Step> lower_conv2d_weight_grad(LowerCtx& ctx);
+
+// conv2d, add of a bias (O), relu -> conv2d_bias, where nobody else uses what lies between.
+Rewritten fuse_conv_bias(const Tape& tape, std::span<const std::int32_t> keep);
+
+}  // namespace sg
