@@ -1,0 +1,138 @@
+#include "models/kmeans.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "models/init.h"
+
+namespace sg {
+namespace {
+
+// Centres are kept as blocks of 16, transposed within a block, so that one row meets 16 centres in straight-line code:
+// block[b][d][lane] is coordinate d of centre 16 b + lane. Lanes past the last centre are never chosen.
+constexpr std::int64_t kLanes = 16;
+
+struct Rows {
+  const float* data;
+  std::int64_t count, dim;
+  const float* row(std::int64_t i) const { return data + i * dim; }
+};
+
+double squared_distance(const float* a, const float* b, std::int64_t dim) {
+  double total = 0;
+  for (std::int64_t d = 0; d < dim; ++d) {
+    const double e = static_cast<double>(a[d]) - static_cast<double>(b[d]);
+    total += e * e;
+  }
+  return total;
+}
+
+void pack(const float* centres, std::int64_t codes, std::int64_t dim, std::vector<float>& packed) {
+  const std::int64_t blocks = (codes + kLanes - 1) / kLanes;
+  packed.assign(static_cast<std::size_t>(blocks * dim * kLanes), 0.0f);
+  for (std::int64_t k = 0; k < codes; ++k)
+    for (std::int64_t d = 0; d < dim; ++d)
+      packed[static_cast<std::size_t>((k / kLanes * dim + d) * kLanes + k % kLanes)] = centres[k * dim + d];
+}
+
+std::int32_t nearest(const float* row, const std::vector<float>& packed, std::int64_t codes, std::int64_t dim) {
+  float best = std::numeric_limits<float>::infinity();
+  std::int32_t index = 0;
+  for (std::int64_t first = 0; first < codes; first += kLanes) {
+    const float* block = packed.data() + first * dim;
+    float distance[kLanes] = {};
+    for (std::int64_t d = 0; d < dim; ++d)
+      for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+        const float e = row[d] - block[d * kLanes + lane];
+        distance[lane] += e * e;
+      }
+    const std::int64_t lanes = std::min(kLanes, codes - first);
+    for (std::int64_t lane = 0; lane < lanes; ++lane)
+      if (distance[lane] < best) {
+        best = distance[lane];
+        index = static_cast<std::int32_t>(first + lane);
+      }
+  }
+  return index;
+}
+
+// k-means++: each further centre is a row drawn with probability proportional to its squared distance to the nearest so far.
+void choose_start(const Rows& rows, std::int64_t codes, std::uint32_t seed, float* centres) {
+  HostRandom random(seed, "kmeans");
+  std::vector<double> distance(static_cast<std::size_t>(rows.count), std::numeric_limits<double>::infinity());
+  std::int64_t chosen = random.below(rows.count);
+  for (std::int64_t k = 0; k < codes; ++k) {
+    std::copy_n(rows.row(chosen), rows.dim, centres + k * rows.dim);
+    double total = 0;
+    for (std::int64_t i = 0; i < rows.count; ++i) {
+      double& best = distance[static_cast<std::size_t>(i)];
+      if (best > 0) best = std::min(best, squared_distance(rows.row(i), rows.row(chosen), rows.dim));
+      total += best;
+    }
+    if (!(total > 0)) {                       // every distinct row is a centre already
+      chosen = random.below(rows.count);
+      continue;
+    }
+    double left = random.uniform() * total;
+    std::int64_t last = chosen;
+    for (std::int64_t i = 0; i < rows.count; ++i) {
+      const double d = distance[static_cast<std::size_t>(i)];
+      if (d > 0) last = i;
+      if ((left -= d) < 0) break;
+    }
+    chosen = last;
+  }
+}
+
+}  // namespace
+
+KMeansResult kmeans(const Tensor& tensor, std::int64_t codes, KMeansOptions options) {
+  if (tensor.shape().rank() != 2 || tensor.shape()[0] < 1 || tensor.shape()[1] < 1)
+    fail(ErrorKind::shape, "kmeans: rows are (N,D) with at least one element, not {}", to_string(tensor.shape()));
+  if (codes < 1 || options.iterations < 0) fail(ErrorKind::usage, "kmeans: {} codes, {} iterations", codes, options.iterations);
+  const Rows rows{tensor.span<float>().data(), tensor.shape()[0], tensor.shape()[1]};
+
+  KMeansResult result;
+  result.centres = Tensor({DType::f32, {codes, rows.dim}});
+  result.counts = Tensor({DType::i32, {codes}});
+  float* centres = result.centres.span<float>().data();
+  std::int32_t* counts = result.counts.span<std::int32_t>().data();
+  choose_start(rows, codes, options.seed, centres);
+
+  std::vector<float> packed;
+  std::vector<std::int32_t> cluster(static_cast<std::size_t>(rows.count), -1);
+  std::vector<double> sums(static_cast<std::size_t>(codes * rows.dim));
+  const auto assign_rows = [&] {
+    pack(centres, codes, rows.dim, packed);
+    std::fill_n(counts, codes, 0);
+    bool changed = false;
+    for (std::int64_t i = 0; i < rows.count; ++i) {
+      const std::int32_t k = nearest(rows.row(i), packed, codes, rows.dim);
+      changed |= cluster[static_cast<std::size_t>(i)] != k;
+      cluster[static_cast<std::size_t>(i)] = k;
+      ++counts[k];
+    }
+    return changed;
+  };
+  bool changed = assign_rows();
+  while (changed && result.iterations < options.iterations) {
+    ++result.iterations;
+    std::fill(sums.begin(), sums.end(), 0.0);
+    for (std::int64_t i = 0; i < rows.count; ++i)
+      for (std::int64_t d = 0; d < rows.dim; ++d)
+        sums[static_cast<std::size_t>(cluster[static_cast<std::size_t>(i)] * rows.dim + d)] += static_cast<double>(rows.row(i)[d]);
+    for (std::int64_t k = 0; k < codes; ++k) {
+      if (counts[k] == 0) continue;
+      for (std::int64_t d = 0; d < rows.dim; ++d)
+        centres[k * rows.dim + d] = static_cast<float>(sums[static_cast<std::size_t>(k * rows.dim + d)] / counts[k]);
+    }
+    changed = assign_rows();
+  }
+  for (std::int64_t i = 0; i < rows.count; ++i)
+    result.error += squared_distance(rows.row(i), centres + cluster[static_cast<std::size_t>(i)] * rows.dim, rows.dim);
+  result.error /= static_cast<double>(rows.count);
+  return result;
+}
+
+}  // namespace sg

@@ -1,0 +1,60 @@
+#include "models/statistics.h"
+
+#include <numbers>
+
+#include "ops/elementwise.h"
+#include "ops/gradient.h"
+#include "ops/index.h"
+#include "ops/reduce.h"
+#include "ops/shape_ops.h"
+
+namespace sg {
+namespace {
+
+constexpr double kTiny = 1e-30;   // below any squared length that means something, above f32's underflow
+
+Value as_real(Operand counts) {
+  const Value v = counts.value();
+  return stop_gradient(Operand(is_real(v.dtype()) ? v : cast(counts, DType::f32), counts.loc()));
+}
+
+}  // namespace
+
+Value usage(Operand counts) { return mean(cast(greater(as_real(counts), 0.0), DType::f32)); }
+
+Value perplexity(Operand counts) {
+  const Value c = as_real(counts);
+  const Value p = c / maximum(sum(c), kTiny);
+  return exp(-sum(p * log(p + 1e-10)));
+}
+
+Spread spread(Operand per_row) {
+  const Value x = stop_gradient(per_row);
+  const Value tails = quantile(x, {0.05, 0.95});
+  return {mean(x), reshape(slice_axis(tails, 0, 0, 1), Shape{}), reshape(slice_axis(tails, 0, 1, 2), Shape{})};
+}
+
+RowStatistics row_statistics(Operand z_in, Operand q_in) {
+  const Value z = stop_gradient(z_in), q = stop_gradient(q_in);
+  const Value zz = sum(square(z), {-1}), qq = sum(square(q), {-1}), zq = sum(z * q, {-1});
+  const Value error = sum(square(z - q), {-1});
+  RowStatistics out;
+  out.relative_error = mean(error / maximum(zz, kTiny));
+  out.norm_ratio = spread(sqrt(qq / maximum(zz, kTiny)));
+  const Value cosine = zq / maximum(sqrt(zz) * sqrt(qq), kTiny);
+  out.angle = spread(acos(clamp(cosine, -1, 1)) * (180.0 / std::numbers::pi));
+  return out;
+}
+
+Value windowed_counts(Tape& tape, Variable& ring, Variable& slot, Value counts, Loc loc) {
+  const std::int64_t window = ring.type().shape[0], codes = ring.type().shape[1];
+  const Value at_slot = tape.read(slot, loc);
+  const Value here = reshape(one_hot(at_slot, window, DType::i32), {window, 1});
+  const Value updated = where(here, reshape(as_real(counts), {1, codes}), tape.read(ring, loc));
+  tape.assign(ring, updated, loc);
+  const Value next = at_slot + 1;
+  tape.assign(slot, where(greater_equal(next, static_cast<int>(window)), 0, next), loc);
+  return sum(updated, {0});
+}
+
+}  // namespace sg
