@@ -16,9 +16,12 @@ std::uint64_t fnv1a(std::string_view text) {
 
 }  // namespace
 
-// Stream and step are the halves of the name's hash: the low numbers that a tape's own random instructions use stay free.
+// Stream and step are the halves of the name's hash: the low numbers that a tape's own random instructions use stay
+// free.
 HostRandom::HostRandom(std::uint32_t seed, std::string_view name)
-    : seed_(seed), stream_(static_cast<std::uint32_t>(fnv1a(name)) | 0x80000000u), step_(static_cast<std::uint32_t>(fnv1a(name) >> 32)) {}
+    : seed_(seed),
+      stream_(static_cast<std::uint32_t>(fnv1a(name)) | 0x80000000u),
+      step_(static_cast<std::uint32_t>(fnv1a(name) >> 32)) {}
 
 double HostRandom::next(bool gaussian) {
   const PhiloxBlock block = random_block(seed_, step_, stream_, drawn_ / 4);

@@ -1,5 +1,5 @@
-// Initial values of parameters, made on the host. Each tensor's numbers come from Philox keyed by (seed, variable name),
-// so adding, removing or reordering layers leaves the initial values of all others as they were.
+// Initial values of parameters, made on the host. Each tensor's numbers come from Philox keyed by (seed, variable
+// name), so adding, removing or reordering layers leaves the initial values of all others as they were.
 #pragma once
 #include <cstdint>
 #include <string_view>
@@ -8,8 +8,8 @@
 
 namespace sg {
 
-Tensor uniform_init(Shape shape, double lo, double hi, std::uint32_t seed, std::string_view name);           // f32, U[lo, hi)
-Tensor normal_init(Shape shape, double mean, double deviation, std::uint32_t seed, std::string_view name);   // f32
+Tensor uniform_init(Shape shape, double lo, double hi, std::uint32_t seed, std::string_view name);  // f32, U[lo, hi)
+Tensor normal_init(Shape shape, double mean, double deviation, std::uint32_t seed, std::string_view name);  // f32
 
 // U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch draws weights (kaiming_uniform with a = sqrt 5) and biases of linear
 // and convolution layers from. fan_in is the number of inputs of one output; for a transposed convolution PyTorch takes
@@ -20,14 +20,14 @@ Tensor fan_in_uniform(Shape shape, std::int64_t fan_in, std::uint32_t seed, std:
 class HostRandom {
  public:
   HostRandom(std::uint32_t seed, std::string_view name);
-  double uniform();                          // [0, 1), multiples of 2^-24
-  double normal();                           // N(0, 1)
-  std::int64_t below(std::int64_t n);        // an integer in [0, n)
+  double uniform();                    // [0, 1), multiples of 2^-24
+  double normal();                     // N(0, 1)
+  std::int64_t below(std::int64_t n);  // an integer in [0, n)
 
  private:
   double next(bool gaussian);
   std::uint32_t seed_, stream_, step_;
-  std::uint64_t drawn_ = 0;                  // numbers taken so far
+  std::uint64_t drawn_ = 0;  // numbers taken so far
 };
 
 }  // namespace sg

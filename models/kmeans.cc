@@ -57,7 +57,8 @@ std::int32_t nearest(const float* row, const std::vector<float>& packed, std::in
   return index;
 }
 
-// k-means++: each further centre is a row drawn with probability proportional to its squared distance to the nearest so far.
+// k-means++: each further centre is a row drawn with probability proportional to its squared distance to the nearest so
+// far.
 void choose_start(const Rows& rows, std::int64_t codes, std::uint32_t seed, float* centres) {
   HostRandom random(seed, "kmeans");
   std::vector<double> distance(static_cast<std::size_t>(rows.count), std::numeric_limits<double>::infinity());
@@ -70,7 +71,7 @@ void choose_start(const Rows& rows, std::int64_t codes, std::uint32_t seed, floa
       if (best > 0) best = std::min(best, squared_distance(rows.row(i), rows.row(chosen), rows.dim));
       total += best;
     }
-    if (!(total > 0)) {                       // every distinct row is a centre already
+    if (!(total > 0)) {  // every distinct row is a centre already
       chosen = random.below(rows.count);
       continue;
     }
@@ -90,7 +91,8 @@ void choose_start(const Rows& rows, std::int64_t codes, std::uint32_t seed, floa
 KMeansResult kmeans(const Tensor& tensor, std::int64_t codes, KMeansOptions options) {
   if (tensor.shape().rank() != 2 || tensor.shape()[0] < 1 || tensor.shape()[1] < 1)
     fail(ErrorKind::shape, "kmeans: rows are (N,D) with at least one element, not {}", to_string(tensor.shape()));
-  if (codes < 1 || options.iterations < 0) fail(ErrorKind::usage, "kmeans: {} codes, {} iterations", codes, options.iterations);
+  if (codes < 1 || options.iterations < 0)
+    fail(ErrorKind::usage, "kmeans: {} codes, {} iterations", codes, options.iterations);
   const Rows rows{tensor.span<float>().data(), tensor.shape()[0], tensor.shape()[1]};
 
   KMeansResult result;
@@ -121,7 +123,8 @@ KMeansResult kmeans(const Tensor& tensor, std::int64_t codes, KMeansOptions opti
     std::fill(sums.begin(), sums.end(), 0.0);
     for (std::int64_t i = 0; i < rows.count; ++i)
       for (std::int64_t d = 0; d < rows.dim; ++d)
-        sums[static_cast<std::size_t>(cluster[static_cast<std::size_t>(i)] * rows.dim + d)] += static_cast<double>(rows.row(i)[d]);
+        sums[static_cast<std::size_t>(cluster[static_cast<std::size_t>(i)] * rows.dim + d)] +=
+            static_cast<double>(rows.row(i)[d]);
     for (std::int64_t k = 0; k < codes; ++k) {
       if (counts[k] == 0) continue;
       for (std::int64_t d = 0; d < rows.dim; ++d)

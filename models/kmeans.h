@@ -1,4 +1,5 @@
-// k-means on the host: the start of a codebook. Lloyd's iterations from a k-means++ start (Arthur and Vassilvitskii 2007).
+// k-means on the host: the start of a codebook. Lloyd's iterations from a k-means++ start (Arthur and Vassilvitskii
+// 2007).
 #pragma once
 #include <cstdint>
 
@@ -7,18 +8,18 @@
 namespace sg {
 
 struct KMeansOptions {
-  int iterations = 10;         // at most; it ends early where no row changes its cluster
+  int iterations = 10;  // at most; it ends early where no row changes its cluster
   std::uint32_t seed = 0;
 };
 struct KMeansResult {
-  Tensor centres;              // f32 (codes, D)
-  Tensor counts;               // i32 (codes): rows of each cluster
-  double error = 0;            // mean squared distance of a row to its centre, summed over D
-  int iterations = 0;          // done
+  Tensor centres;      // f32 (codes, D)
+  Tensor counts;       // i32 (codes): rows of each cluster
+  double error = 0;    // mean squared distance of a row to its centre, summed over D
+  int iterations = 0;  // done
 };
 
-// rows: f32 (N, D), N >= 1. A cluster that loses all its rows keeps its centre. With fewer distinct rows than codes, the
-// further centres repeat rows. Deterministic. Error{shape|dtype|usage}.
+// rows: f32 (N, D), N >= 1. A cluster that loses all its rows keeps its centre. With fewer distinct rows than codes,
+// the further centres repeat rows. Deterministic. Error{shape|dtype|usage}.
 KMeansResult kmeans(const Tensor& rows, std::int64_t codes, KMeansOptions options = {});
 
 }  // namespace sg

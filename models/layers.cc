@@ -18,12 +18,15 @@ Value with_bias(Value y, const Operand& x, Variable* bias) {
 
 void check_positive(const char* layer, std::string_view path, std::initializer_list<std::int64_t> extents) {
   for (const std::int64_t e : extents)
-    if (e < 1) fail(ErrorKind::attribute, "{} '{}': an extent of {}: channels, kernel and stride are at least 1", layer, path, e);
+    if (e < 1)
+      fail(ErrorKind::attribute, "{} '{}': an extent of {}: channels, kernel and stride are at least 1", layer, path,
+           e);
 }
 
 }  // namespace
 
-Linear::Linear(Module& parent, std::string_view name, std::int64_t in, std::int64_t out, bool bias) : Module(parent, name) {
+Linear::Linear(Module& parent, std::string_view name, std::int64_t in, std::int64_t out, bool bias)
+    : Module(parent, name) {
   check_positive("Linear", path(), {in, out});
   weight_ = &add_parameter("weight", fan_in_uniform({in, out}, in, seed(), full_name("weight")));
   bias_ = bias ? &add_parameter("bias", fan_in_uniform({out}, in, seed(), full_name("bias"))) : nullptr;
@@ -46,15 +49,17 @@ Conv2d::Conv2d(Module& parent, std::string_view name, std::int64_t in, std::int6
                std::int64_t stride, std::int64_t pad, bool bias)
     : Conv2d(parent, name, in, out, {kernel, kernel}, ConvOptions::square(stride, pad), bias) {}
 
-Conv2d::Conv2d(Module& parent, std::string_view name, std::int64_t in, std::int64_t out, std::array<std::int64_t, 2> kernel,
-               ConvOptions options, bool bias)
+Conv2d::Conv2d(Module& parent, std::string_view name, std::int64_t in, std::int64_t out,
+               std::array<std::int64_t, 2> kernel, ConvOptions options, bool bias)
     : Module(parent, name), options_(options) {
-  check_positive("Conv2d", path(), {in, out, kernel[0], kernel[1], options.stride[0], options.stride[1], options.groups});
+  check_positive("Conv2d", path(),
+                 {in, out, kernel[0], kernel[1], options.stride[0], options.stride[1], options.groups});
   if (in % options.groups != 0 || out % options.groups != 0)
     fail(ErrorKind::attribute, "Conv2d '{}': {} groups divide neither {} input nor {} output channels evenly", path(),
          options.groups, in, out);
   const std::int64_t fan_in = in / options.groups * kernel[0] * kernel[1];
-  weight_ = &add_parameter("weight", fan_in_uniform({kernel[0], kernel[1], in / options.groups, out}, fan_in, seed(), full_name("weight")));
+  weight_ = &add_parameter(
+      "weight", fan_in_uniform({kernel[0], kernel[1], in / options.groups, out}, fan_in, seed(), full_name("weight")));
   bias_ = bias ? &add_parameter("bias", fan_in_uniform({out}, fan_in, seed(), full_name("bias"))) : nullptr;
 }
 
@@ -63,8 +68,8 @@ Value Conv2d::operator()(Operand x) const {
   return with_bias(conv2d(x, read(x, weight_), options_), x, bias_);
 }
 
-ConvTranspose2d::ConvTranspose2d(Module& parent, std::string_view name, std::int64_t in, std::int64_t out, std::int64_t kernel,
-                                 std::int64_t stride, std::int64_t pad, bool bias)
+ConvTranspose2d::ConvTranspose2d(Module& parent, std::string_view name, std::int64_t in, std::int64_t out,
+                                 std::int64_t kernel, std::int64_t stride, std::int64_t pad, bool bias)
     : Module(parent, name), options_(ConvOptions::square(stride, pad)) {
   check_positive("ConvTranspose2d", path(), {in, out, kernel, stride});
   const std::int64_t fan_in = out * kernel * kernel;
@@ -91,7 +96,8 @@ Value GroupNorm::operator()(Operand x) const {
   return group_norm(x, read(x, gamma_), read(x, beta_), groups_, eps_);
 }
 
-LayerNorm::LayerNorm(Module& parent, std::string_view name, std::int64_t features, double eps) : Module(parent, name), eps_(eps) {
+LayerNorm::LayerNorm(Module& parent, std::string_view name, std::int64_t features, double eps)
+    : Module(parent, name), eps_(eps) {
   check_positive("LayerNorm", path(), {features});
   gamma_ = &add_parameter("weight", Tensor::full({DType::f32, {features}}, 1));
   beta_ = &add_parameter("bias", Tensor({DType::f32, {features}}));
@@ -102,7 +108,8 @@ Value LayerNorm::operator()(Operand x) const {
   return layer_norm(x, read(x, gamma_), read(x, beta_), eps_);
 }
 
-Embedding::Embedding(Module& parent, std::string_view name, std::int64_t rows, std::int64_t dim) : Module(parent, name) {
+Embedding::Embedding(Module& parent, std::string_view name, std::int64_t rows, std::int64_t dim)
+    : Module(parent, name) {
   check_positive("Embedding", path(), {rows, dim});
   weight_ = &add_parameter("weight", normal_init({rows, dim}, 0, 1, seed(), full_name("weight")));
 }
@@ -113,7 +120,9 @@ Value Embedding::operator()(Operand indices) const {
 }
 
 ResidualBlock::ResidualBlock(Module& parent, std::string_view name, std::int64_t channels, std::int64_t hidden)
-    : Module(parent, name), conv1_(*this, "conv1", channels, hidden, 3, 1, 1), conv2_(*this, "conv2", hidden, channels, 1) {}
+    : Module(parent, name),
+      conv1_(*this, "conv1", channels, hidden, 3, 1, 1),
+      conv2_(*this, "conv2", hidden, channels, 1) {}
 
 Value ResidualBlock::operator()(Operand x) const {
   const Scope scope(*x.value().tape, name(), x.loc());

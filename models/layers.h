@@ -16,14 +16,14 @@ class Linear : public Module {
 
  private:
   Variable* weight_;
-  Variable* bias_;     // null without one
+  Variable* bias_;  // null without one
 };
 
 // (N,H,W,in) -> (N,HO,WO,out), a square kernel unless said otherwise. W (KH,KW,in/groups,out).
 class Conv2d : public Module {
  public:
-  Conv2d(Module& parent, std::string_view name, std::int64_t in, std::int64_t out, std::int64_t kernel, std::int64_t stride = 1,
-         std::int64_t pad = 0, bool bias = true);
+  Conv2d(Module& parent, std::string_view name, std::int64_t in, std::int64_t out, std::int64_t kernel,
+         std::int64_t stride = 1, std::int64_t pad = 0, bool bias = true);
   Conv2d(Module& parent, std::string_view name, std::int64_t in, std::int64_t out, std::array<std::int64_t, 2> kernel,
          ConvOptions options, bool bias = true);
   Value operator()(Operand x) const;
@@ -34,8 +34,8 @@ class Conv2d : public Module {
   Variable* bias_;
 };
 
-// (N,H,W,in) -> (N,H',W',out), H' = (H-1) stride - 2 pad + kernel. W (KH,KW,out,in): the layout of the convolution whose
-// gradient this is.
+// (N,H,W,in) -> (N,H',W',out), H' = (H-1) stride - 2 pad + kernel. W (KH,KW,out,in): the layout of the convolution
+// whose gradient this is.
 class ConvTranspose2d : public Module {
  public:
   ConvTranspose2d(Module& parent, std::string_view name, std::int64_t in, std::int64_t out, std::int64_t kernel,
@@ -48,7 +48,8 @@ class ConvTranspose2d : public Module {
   Variable* bias_;
 };
 
-// (N,...,C) -> the same shape, normalised over each of `groups` groups of channels of an image. Error{attribute}: C is no multiple.
+// (N,...,C) -> the same shape, normalised over each of `groups` groups of channels of an image. Error{attribute}: C is
+// no multiple.
 class GroupNorm : public Module {
  public:
   GroupNorm(Module& parent, std::string_view name, std::int64_t groups, std::int64_t channels, double eps = 1e-5);

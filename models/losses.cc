@@ -8,7 +8,8 @@ namespace sg {
 
 Value mean_squared_error(Operand x, Operand y) {
   if (x.value().type() != y.value().type())
-    fail(ErrorKind::shape, "mean_squared_error: {} against {}", to_string(x.value().type()), to_string(y.value().type()));
+    fail(ErrorKind::shape, "mean_squared_error: {} against {}", to_string(x.value().type()),
+         to_string(y.value().type()));
   const Loc loc = x.loc();
   return mean(Operand(square(Operand(x - y, loc)), loc));
 }
@@ -21,7 +22,9 @@ VqLosses vq_losses(Operand z, Operand q, double beta, double gamma) {
   VqLosses losses;
   losses.codebook = codebook_loss(z, q);
   losses.commitment = commitment_loss(z, q);
-  const auto weighted = [&z](double weight, Value term) { return Operand(Operand(weight, z.loc()) * Operand(term, z.loc()), z.loc()); };
+  const auto weighted = [&z](double weight, Value term) {
+    return Operand(Operand(weight, z.loc()) * Operand(term, z.loc()), z.loc());
+  };
   losses.total = weighted(beta, losses.codebook) + weighted(gamma, losses.commitment);
   return losses;
 }

@@ -7,17 +7,19 @@ namespace sg {
 // mean (x - y)^2. Trains whatever either side depends on. x, y: one shape. -> scalar
 Value mean_squared_error(Operand x, Operand y);
 
-// mean (q - sg z)^2: moves the codes q to the encoder outputs z. Trains the codebook only. (1711.00937, eq. 3, second term)
+// mean (q - sg z)^2: moves the codes q to the encoder outputs z. Trains the codebook only. (1711.00937, eq. 3, second
+// term)
 Value codebook_loss(Operand z, Operand q);
 
-// mean (z - sg q)^2: holds the encoder outputs z near their codes q. Trains the encoder only. (1711.00937, eq. 3, third term)
+// mean (z - sg q)^2: holds the encoder outputs z near their codes q. Trains the encoder only. (1711.00937, eq. 3, third
+// term)
 Value commitment_loss(Operand z, Operand q);
 
-// beta codebook + gamma commitment. q must be the looked-up codes, not an estimator's output: a straight-through z_q gives
-// no gradient to the codes, which gradients() then reports as unreachable.
+// beta codebook + gamma commitment. q must be the looked-up codes, not an estimator's output: a straight-through z_q
+// gives no gradient to the codes, which gradients() then reports as unreachable.
 struct VqLosses {
-  Value codebook, commitment;   // unweighted
-  Value total;                  // beta codebook + gamma commitment
+  Value codebook, commitment;  // unweighted
+  Value total;                 // beta codebook + gamma commitment
 };
 VqLosses vq_losses(Operand z, Operand q, double beta = 1.0, double gamma = 0.25);
 

@@ -17,7 +17,8 @@ std::string Module::full_name(std::string_view name) const {
 void Module::claim(std::string_view name) {
   const std::string where = path_.empty() ? "the root" : "'" + path_ + "'";
   if (name.empty() || name.find('.') != std::string_view::npos)
-    fail(ErrorKind::usage, "Module: '{}' cannot name a part of {}: a name has at least one character and no dot", name, where);
+    fail(ErrorKind::usage, "Module: '{}' cannot name a part of {}: a name has at least one character and no dot", name,
+         where);
   if (std::find(names_.begin(), names_.end(), name) != names_.end())
     fail(ErrorKind::usage, "Module: {} already has a part named '{}'", where, name);
   names_.emplace_back(name);
@@ -30,7 +31,9 @@ Variable& Module::add(std::string_view name, Tensor initial, std::vector<Variabl
   return variable;
 }
 
-Variable& Module::add_parameter(std::string_view name, Tensor initial) { return add(name, std::move(initial), parameters_); }
+Variable& Module::add_parameter(std::string_view name, Tensor initial) {
+  return add(name, std::move(initial), parameters_);
+}
 Variable& Module::add_state(std::string_view name, Tensor initial) { return add(name, std::move(initial), state_); }
 
 std::vector<Variable*> Module::parameters() const {

@@ -1,5 +1,6 @@
 // Module: owner of Variables with dotted names ("decoder.res1.conv1.weight"). Parameters are trained by an optimizer;
-// state (an EMA codebook, a count) is not. A module is constructed as a member of its parent and registers itself there:
+// state (an EMA codebook, a count) is not. A module is constructed as a member of its parent and registers itself
+// there:
 //
 //   struct Mlp : Module {
 //     explicit Mlp(std::uint32_t seed) : Module(seed) {}
@@ -22,20 +23,20 @@ namespace sg {
 
 class Module {
  public:
-  explicit Module(std::uint32_t seed = 0) : seed_(seed) {}   // a root; its path is ""
-  Module(Module& parent, std::string_view name);             // Error{usage}: a name that is empty, dotted or taken
+  explicit Module(std::uint32_t seed = 0) : seed_(seed) {}  // a root; its path is ""
+  Module(Module& parent, std::string_view name);            // Error{usage}: a name that is empty, dotted or taken
   Module(const Module&) = delete;
   Module& operator=(const Module&) = delete;
 
   // This module's own variables, then those of its sub-modules, in order of construction.
   std::vector<Variable*> parameters() const;
   std::vector<Variable*> state() const;
-  std::vector<Variable*> variables() const;                  // parameters, then state
-  Variable& find(std::string_view name) const;               // by full name; Error{usage} where there is none
+  std::vector<Variable*> variables() const;     // parameters, then state
+  Variable& find(std::string_view name) const;  // by full name; Error{usage} where there is none
 
   const std::string& name() const { return name_; }
   const std::string& path() const { return path_; }
-  std::uint32_t seed() const { return seed_; }               // of initial values, the root's everywhere
+  std::uint32_t seed() const { return seed_; }  // of initial values, the root's everywhere
 
  protected:
   ~Module() = default;
@@ -50,7 +51,7 @@ class Module {
   void claim(std::string_view name);
   std::uint32_t seed_;
   std::string name_, path_;
-  std::vector<std::string> names_;      // of variables and sub-modules
+  std::vector<std::string> names_;  // of variables and sub-modules
   std::deque<Variable> owned_;
   std::vector<Variable*> parameters_, state_;
   std::vector<const Module*> children_;

@@ -19,18 +19,20 @@ class Optimizer {
   Optimizer& operator=(const Optimizer&) = delete;
 
   // The parameters' values after one step, in their order; the optimizer's own state is assigned. grads[i] has the type
-  // of parameter i; lr is a real scalar, an input as a rule. Error{usage|shape}: as many gradients as parameters, same types.
+  // of parameter i; lr is a real scalar, an input as a rule. Error{usage|shape}: as many gradients as parameters, same
+  // types.
   std::vector<Value> update(Tape& tape, std::span<const Value> grads, Value lr, Loc loc = Loc::current());
   // update(), and the parameters are assigned.
   void apply(Tape& tape, std::span<const Value> grads, Value lr, Loc loc = Loc::current());
 
   std::span<Variable* const> parameters() const { return parameters_; }
-  std::vector<Variable*> state();     // named "optimizer...": what a checkpoint holds besides the parameters
+  std::vector<Variable*> state();  // named "optimizer...": what a checkpoint holds besides the parameters
 
  protected:
   explicit Optimizer(std::vector<Variable*> parameters) : parameters_(std::move(parameters)) {}
-  Variable& add_state(std::string name, TensorType type);          // zeros
-  std::vector<Variable*> add_moments(std::string_view kind);       // one per parameter, of its type: "optimizer.<kind>.<parameter>"
+  Variable& add_state(std::string name, TensorType type);  // zeros
+  std::vector<Variable*> add_moments(
+      std::string_view kind);  // one per parameter, of its type: "optimizer.<kind>.<parameter>"
   // Assigns the state; returns the new values. Runs at the user's line, within a scope "optimizer".
   virtual std::vector<Value> record(Tape& tape, std::span<const Value> grads, Value lr, Loc loc) = 0;
 
@@ -41,9 +43,9 @@ class Optimizer {
 };
 
 struct SgdOptions {
-  double momentum = 0;          // b <- momentum b + g
-  double weight_decay = 0;      // g <- g + weight_decay p
-  bool nesterov = false;        // steps along g + momentum b instead of b
+  double momentum = 0;      // b <- momentum b + g
+  double weight_decay = 0;  // g <- g + weight_decay p
+  bool nesterov = false;    // steps along g + momentum b instead of b
 };
 class Sgd final : public Optimizer {
  public:
@@ -52,17 +54,18 @@ class Sgd final : public Optimizer {
  private:
   std::vector<Value> record(Tape& tape, std::span<const Value> grads, Value lr, Loc loc) override;
   SgdOptions options_;
-  std::vector<Variable*> momentum_;   // empty without momentum
+  std::vector<Variable*> momentum_;  // empty without momentum
 };
 
 struct AdamOptions {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
 };
-// m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)   (1412.6980)
+// m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps) (1412.6980)
 // weight_decay is added to the gradient: g + weight_decay p. The bias corrections are computed on the tape in f64.
 class Adam : public Optimizer {
  public:
-  explicit Adam(std::vector<Variable*> parameters, AdamOptions options = {}) : Adam(std::move(parameters), options, false) {}
+  explicit Adam(std::vector<Variable*> parameters, AdamOptions options = {})
+      : Adam(std::move(parameters), options, false) {}
 
  protected:
   Adam(std::vector<Variable*> parameters, AdamOptions options, bool decoupled);
@@ -71,25 +74,27 @@ class Adam : public Optimizer {
   std::vector<Value> record(Tape& tape, std::span<const Value> grads, Value lr, Loc loc) override;
   AdamOptions options_;
   bool decoupled_;
-  Variable* steps_;                   // f64 scalar: t of the last step
+  Variable* steps_;  // f64 scalar: t of the last step
   std::vector<Variable*> m_, v_;
 };
 
 // Adam with decoupled decay: p <- (1 - lr weight_decay) p before the step. (1711.05101)
 class AdamW final : public Adam {
  public:
-  explicit AdamW(std::vector<Variable*> parameters, AdamOptions options = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 1e-2})
+  explicit AdamW(std::vector<Variable*> parameters,
+                 AdamOptions options = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 1e-2})
       : Adam(std::move(parameters), options, true) {}
 };
 
 // "sgd" (momentum 0.9), "adam", "adamw". Error{usage} listing them.
-std::unique_ptr<Optimizer> optimizer_by_name(std::string_view name, std::vector<Variable*> parameters, double weight_decay = 0);
+std::unique_ptr<Optimizer> optimizer_by_name(std::string_view name, std::vector<Variable*> parameters,
+                                             double weight_decay = 0);
 std::vector<std::string> optimizer_names();
 
 // Gradients scaled by min(1, max_norm / (norm + 1e-6)), norm being the Euclidean norm of all of them together.
 struct ClippedGradients {
   std::vector<Value> grads;
-  Value norm;                         // before clipping
+  Value norm;  // before clipping
 };
 Value global_norm(std::span<const Value> grads, Loc loc = Loc::current());
 ClippedGradients clip_by_global_norm(std::span<const Value> grads, double max_norm, Loc loc = Loc::current());

@@ -14,12 +14,18 @@
 namespace sg {
 namespace {
 
-template <class E> struct Named { std::string_view name; E value; };
+template <class E>
+struct Named {
+  std::string_view name;
+  E value;
+};
 constexpr Named<CodebookUpdate> kUpdates[] = {{"loss", CodebookUpdate::loss}, {"ema", CodebookUpdate::ema}};
-constexpr Named<CodebookInit> kInits[] = {{"uniform", CodebookInit::uniform}, {"normal", CodebookInit::normal}, {"kmeans", CodebookInit::kmeans}};
+constexpr Named<CodebookInit> kInits[] = {
+    {"uniform", CodebookInit::uniform}, {"normal", CodebookInit::normal}, {"kmeans", CodebookInit::kmeans}};
 constexpr Named<Metric> kMetrics[] = {{"euclidean", Metric::euclidean}, {"cosine", Metric::cosine}};
 
-template <class E, std::size_t N> E by_name(std::string_view what, const Named<E> (&table)[N], std::string_view name) {
+template <class E, std::size_t N>
+E by_name(std::string_view what, const Named<E> (&table)[N], std::string_view name) {
   std::string known;
   for (const Named<E>& entry : table) {
     if (entry.name == name) return entry.value;
@@ -28,13 +34,14 @@ template <class E, std::size_t N> E by_name(std::string_view what, const Named<E
   fail(ErrorKind::usage, "unknown {} '{}'; known: {}", what, name, known);
 }
 
-template <class E, std::size_t N> std::string_view name_of(const Named<E> (&table)[N], E value) {
+template <class E, std::size_t N>
+std::string_view name_of(const Named<E> (&table)[N], E value) {
   for (const Named<E>& entry : table)
     if (entry.value == value) return entry.name;
   return "?";
 }
 
-constexpr double kNormEps = 1e-12;   // under the root: |x| = 0 gives 0 with a finite derivative
+constexpr double kNormEps = 1e-12;  // under the root: |x| = 0 gives 0 with a finite derivative
 
 Value unit_rows(Value x, Loc loc) {
   const auto at = [loc](Value v) { return Operand(v, loc); };
@@ -58,7 +65,8 @@ void check(const VectorQuantizerConfig& config) {
   if (!(config.ema_eps >= 0)) fail(ErrorKind::usage, "VectorQuantizer: EMA eps {} is negative", config.ema_eps);
   if (!(config.revival >= 0) || !std::isfinite(config.revival))
     fail(ErrorKind::usage, "VectorQuantizer: revival threshold {} is negative", config.revival);
-  if (!(config.normal_deviation > 0)) fail(ErrorKind::usage, "VectorQuantizer: normal deviation {} is not positive", config.normal_deviation);
+  if (!(config.normal_deviation > 0))
+    fail(ErrorKind::usage, "VectorQuantizer: normal deviation {} is not positive", config.normal_deviation);
 }
 
 }  // namespace
@@ -92,15 +100,18 @@ Value VectorQuantizer::lookup(Operand indices) const {
 
 Value VectorQuantizer::nearest(Operand z) const {
   const Scope scope(*z.value().tape, name(), z.loc());
-  const Value rows = config_.metric == Metric::cosine ? unit_rows(z.value(), z.loc()) : z.value();   // as operator() does, bit for bit
+  const Value rows =
+      config_.metric == Metric::cosine ? unit_rows(z.value(), z.loc()) : z.value();  // as operator() does, bit for bit
   return nearest_code(Operand(rows, z.loc()), Operand(codes(*z.value().tape, z.loc()), z.loc()), config_.metric);
 }
 
 Quantized VectorQuantizer::operator()(Operand z) const {
   const Value rows = z.value();
   if (rows.shape().rank() != 2 || rows.shape()[1] != config_.dim)
-    throw Error(ErrorKind::shape, fmt::format("VectorQuantizer '{}': input is {}, expected rows of {}", path(),
-                                              to_string(rows.type()), config_.dim), z.loc());
+    throw Error(ErrorKind::shape,
+                fmt::format("VectorQuantizer '{}': input is {}, expected rows of {}", path(), to_string(rows.type()),
+                            config_.dim),
+                z.loc());
   Tape& tape = *rows.tape;
   const Scope scope(tape, name(), z.loc());
   const bool cosine = config_.metric == Metric::cosine;
@@ -151,7 +162,8 @@ Value VectorQuantizer::update(const Quantized& quantized, Value trained, Value r
 
 void VectorQuantizer::initialize(const Tensor& rows, int iterations) {
   if (rows.shape().rank() != 2 || rows.shape()[1] != config_.dim)
-    fail(ErrorKind::shape, "VectorQuantizer '{}': initialize got {}, expected rows of {}", path(), to_string(rows.type()), config_.dim);
+    fail(ErrorKind::shape, "VectorQuantizer '{}': initialize got {}, expected rows of {}", path(),
+         to_string(rows.type()), config_.dim);
   if (config_.metric == Metric::euclidean) {
     set_codebook(kmeans(rows, config_.codes, {.iterations = iterations, .seed = seed()}).centres);
     return;
@@ -162,7 +174,8 @@ void VectorQuantizer::initialize(const Tensor& rows, int iterations) {
   for (std::size_t i = 0; i < x.size(); i += dim) {
     double squared = kNormEps;
     for (std::size_t d = 0; d < dim; ++d) squared += static_cast<double>(x[i + d]) * static_cast<double>(x[i + d]);
-    for (std::size_t d = 0; d < dim; ++d) x[i + d] = static_cast<float>(static_cast<double>(x[i + d]) / std::sqrt(squared));
+    for (std::size_t d = 0; d < dim; ++d)
+      x[i + d] = static_cast<float>(static_cast<double>(x[i + d]) / std::sqrt(squared));
   }
   set_codebook(kmeans(unit, config_.codes, {.iterations = iterations, .seed = seed()}).centres);
 }

@@ -6,9 +6,9 @@ namespace sg {
 
 struct Schedule {
   double peak = 3e-4;
-  std::int64_t warmup = 0;    // steps; step 0 already has peak / warmup
-  std::int64_t total = 0;     // steps, warm-up included; 0: constant after the warm-up
-  double floor = 0;           // rate at and after `total`
+  std::int64_t warmup = 0;  // steps; step 0 already has peak / warmup
+  std::int64_t total = 0;   // steps, warm-up included; 0: constant after the warm-up
+  double floor = 0;         // rate at and after `total`
 };
 
 // Rate of step 0, 1, ... Error{usage}: a negative rate or length, or a warm-up as long as the whole.

@@ -11,7 +11,7 @@
 namespace sg {
 namespace {
 
-constexpr double kTiny = 1e-30;   // below any squared length that means something, above f32's underflow
+constexpr double kTiny = 1e-30;  // below any squared length that means something, above f32's underflow
 
 Value as_real(Operand counts) {
   const Value v = counts.value();

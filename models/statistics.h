@@ -5,23 +5,26 @@
 namespace sg {
 
 // counts (K), real or i32: how often each code was chosen over whatever the counts cover.
-Value usage(Operand counts);          // the fraction of codes chosen at least once
-Value perplexity(Operand counts);     // exp(-sum p log(p + 1e-10)), p = counts / their sum: between 1 and K. 1 where the sum is 0
+Value usage(Operand counts);  // the fraction of codes chosen at least once
+Value perplexity(
+    Operand counts);  // exp(-sum p log(p + 1e-10)), p = counts / their sum: between 1 and K. 1 where the sum is 0
 
 // A number per row, summed up: arithmetic mean, 5 % and 95 % quantiles. All scalars.
-struct Spread { Value mean, low, high; };
+struct Spread {
+  Value mean, low, high;
+};
 Spread spread(Operand per_row);
 
 // z (N,D) rows and q (N,D) their codes.
 struct RowStatistics {
-  Value relative_error;   // mean over rows of |z - q|^2 / |z|^2: unlike |z - q|^2 no shrinking of both lowers it
-  Spread norm_ratio;      // |q| / |z|
-  Spread angle;           // between z and q, in degrees; 90 where one of them is 0
+  Value relative_error;  // mean over rows of |z - q|^2 / |z|^2: unlike |z - q|^2 no shrinking of both lowers it
+  Spread norm_ratio;     // |q| / |z|
+  Spread angle;          // between z and q, in degrees; 90 where one of them is 0
 };
 RowStatistics row_statistics(Operand z, Operand q);
 
-// A ring of the histograms of the last `window` steps: ring f32 (W,K) and slot i32 [], both state. Writes `counts` into the
-// oldest row, moves the slot on, and returns the counts (K) over the window, this step included.
+// A ring of the histograms of the last `window` steps: ring f32 (W,K) and slot i32 [], both state. Writes `counts` into
+// the oldest row, moves the slot on, and returns the counts (K) over the window, this step included.
 Value windowed_counts(Tape& tape, Variable& ring, Variable& slot, Value counts, Loc loc = Loc::current());
 
 }  // namespace sg

@@ -60,7 +60,8 @@ void validate(const VqVaeConfig& c) {
   at_least("image height", c.height, 4);
   at_least("image width", c.width, 4);
   if (c.height % 4 != 0 || c.width % 4 != 0)
-    fail(ErrorKind::usage, "VQ-VAE: images of {} x {}: height and width must be divisible by 4, as two stride-2 layers halve them twice",
+    fail(ErrorKind::usage,
+         "VQ-VAE: images of {} x {}: height and width must be divisible by 4, as two stride-2 layers halve them twice",
          c.height, c.width);
   at_least("hidden", c.hidden, 2);
   if (c.hidden % 2 != 0) fail(ErrorKind::usage, "VQ-VAE: hidden is {}, an even number is needed", c.hidden);
@@ -72,7 +73,8 @@ void validate(const VqVaeConfig& c) {
   at_least("warmup", c.warmup, 0);
   at_least("window", c.window, 1);
   const auto not_negative = [](const char* what, double value) {
-    if (!(value >= 0) || !std::isfinite(value)) fail(ErrorKind::usage, "VQ-VAE: {} is {}, a finite number of at least 0 is needed", what, value);
+    if (!(value >= 0) || !std::isfinite(value))
+      fail(ErrorKind::usage, "VQ-VAE: {} is {}, a finite number of at least 0 is needed", what, value);
   };
   not_negative("beta", c.beta);
   not_negative("gamma", c.gamma);
@@ -81,8 +83,10 @@ void validate(const VqVaeConfig& c) {
   not_negative("clip", c.clip);
   not_negative("revival", c.revival);
   not_negative("ema_eps", c.ema_eps);
-  if (!(c.normal_deviation > 0)) fail(ErrorKind::usage, "VQ-VAE: normal_deviation is {}, a positive number is needed", c.normal_deviation);
-  if (!(c.ema_decay >= 0 && c.ema_decay < 1)) fail(ErrorKind::usage, "VQ-VAE: ema_decay is {}, a number in [0, 1) is needed", c.ema_decay);
+  if (!(c.normal_deviation > 0))
+    fail(ErrorKind::usage, "VQ-VAE: normal_deviation is {}, a positive number is needed", c.normal_deviation);
+  if (!(c.ema_decay >= 0 && c.ema_decay < 1))
+    fail(ErrorKind::usage, "VQ-VAE: ema_decay is {}, a number in [0, 1) is needed", c.ema_decay);
   estimator_by_name(c.estimator);
   const std::vector<std::string> optimizers = optimizer_names();
   if (std::find(optimizers.begin(), optimizers.end(), c.optimizer) == optimizers.end())
@@ -95,7 +99,8 @@ VqVaeEncoder::VqVaeEncoder(Module& parent, const VqVaeConfig& c)
       down2_(*this, "down2", c.hidden / 2, c.hidden, 4, 2, 1),
       conv_(*this, "conv", c.hidden, c.hidden, 3, 1, 1),
       out_(*this, "out", c.hidden, c.code_dim, 1) {
-  for (std::int64_t i = 1; i <= c.residual_blocks; ++i) blocks_.emplace_back(*this, fmt::format("res{}", i), c.hidden, c.residual);
+  for (std::int64_t i = 1; i <= c.residual_blocks; ++i)
+    blocks_.emplace_back(*this, fmt::format("res{}", i), c.hidden, c.residual);
 }
 
 Value VqVaeEncoder::operator()(Value images) const {
@@ -110,7 +115,8 @@ VqVaeDecoder::VqVaeDecoder(Module& parent, const VqVaeConfig& c)
       in_(*this, "conv", c.code_dim, c.hidden, 3, 1, 1),
       up1_(*this, "up1", c.hidden, c.hidden / 2, 4, 2, 1),
       up2_(*this, "up2", c.hidden / 2, c.channels, 4, 2, 1) {
-  for (std::int64_t i = 1; i <= c.residual_blocks; ++i) blocks_.emplace_back(*this, fmt::format("res{}", i), c.hidden, c.residual);
+  for (std::int64_t i = 1; i <= c.residual_blocks; ++i)
+    blocks_.emplace_back(*this, fmt::format("res{}", i), c.hidden, c.residual);
 }
 
 Value VqVaeDecoder::operator()(Value latents) const {
@@ -121,13 +127,17 @@ Value VqVaeDecoder::operator()(Value latents) const {
 }
 
 VqVae::VqVae(const VqVaeConfig& config)
-    : Module(config.seed), config_(validated(config)), encoder_(*this, config_),
-      quantizer_(*this, "quantizer", quantizer_config(config_)), decoder_(*this, config_) {}
+    : Module(config.seed),
+      config_(validated(config)),
+      encoder_(*this, config_),
+      quantizer_(*this, "quantizer", quantizer_config(config_)),
+      decoder_(*this, config_) {}
 
 Value VqVae::encode(Value images) const {
   const Shape& s = images.shape();
   if (s.rank() != 4 || s[1] != config_.height || s[2] != config_.width || s[3] != config_.channels)
-    fail(ErrorKind::shape, "VQ-VAE: images are {}, expected [N,{},{},{}]", to_string(images.type()), config_.height, config_.width, config_.channels);
+    fail(ErrorKind::shape, "VQ-VAE: images are {}, expected [N,{},{},{}]", to_string(images.type()), config_.height,
+         config_.width, config_.channels);
   return reshape(encoder_(images), std::vector<std::int64_t>{-1, config_.code_dim});
 }
 
@@ -151,7 +161,8 @@ Value VqVae::tokens(Value images) const {
 Value VqVae::decode(Value tokens) const {
   const Shape& s = tokens.shape();
   if (s.rank() != 3 || s[1] != config_.latent_height() || s[2] != config_.latent_width())
-    fail(ErrorKind::shape, "VQ-VAE: tokens are {}, expected [N,{},{}]", to_string(tokens.type()), config_.latent_height(), config_.latent_width());
+    fail(ErrorKind::shape, "VQ-VAE: tokens are {}, expected [N,{},{}]", to_string(tokens.type()),
+         config_.latent_height(), config_.latent_width());
   return decode_rows(quantizer_.lookup(tokens), s[0]);
 }
 

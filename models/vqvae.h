@@ -17,24 +17,24 @@ namespace sg {
 
 // Everything that decides a training run of the model, except the data and where it runs.
 struct VqVaeConfig {
-  std::int64_t height = 28, width = 28, channels = 1;      // of an image; height and width are multiples of 4
+  std::int64_t height = 28, width = 28, channels = 1;  // of an image; height and width are multiples of 4
   std::int64_t hidden = 128, residual = 32, residual_blocks = 2;
   std::int64_t code_dim = 64, codes = 512;
-  std::string estimator = "ste";                           // see estimator_names()
+  std::string estimator = "ste";  // see estimator_names()
   Metric metric = Metric::euclidean;
   CodebookUpdate codebook = CodebookUpdate::loss;
   CodebookInit init = CodebookInit::uniform;
-  double normal_deviation = 1.0;                           // of init normal
+  double normal_deviation = 1.0;  // of init normal
   double ema_decay = 0.99, ema_eps = 1e-5;
   double revival = 0;
-  double beta = 1.0, gamma = 0.25;                         // weights of the codebook and the commitment loss
+  double beta = 1.0, gamma = 0.25;  // weights of the codebook and the commitment loss
   std::int64_t batch = 128;
-  std::string optimizer = "adam";                          // see optimizer_names()
+  std::string optimizer = "adam";  // see optimizer_names()
   double lr = 3e-4, weight_decay = 0;
-  std::int64_t warmup = 0;                                 // steps of linear warm-up
-  bool cosine_decay = false;                               // of the learning rate to 0 over the run's steps
-  double clip = 0;                                         // bound of the gradients' global norm; 0: none
-  std::int64_t window = 100;                               // steps over which usage and perplexity are counted
+  std::int64_t warmup = 0;    // steps of linear warm-up
+  bool cosine_decay = false;  // of the learning rate to 0 over the run's steps
+  double clip = 0;            // bound of the gradients' global norm; 0: none
+  std::int64_t window = 100;  // steps over which usage and perplexity are counted
   std::uint32_t seed = 1;
 
   std::int64_t latent_height() const { return height / 4; }
@@ -42,8 +42,8 @@ struct VqVaeConfig {
   bool operator==(const VqVaeConfig&) const = default;
 };
 
-// "fashion": 28x28x1, hidden 128, residual 32, D 64, K 512, batch 128. "large": 32x32x3, hidden 256, residual 64, D 256,
-// K 1024, batch 64. Error{usage} listing them.
+// "fashion": 28x28x1, hidden 128, residual 32, D 64, K 512, batch 128. "large": 32x32x3, hidden 256, residual 64, D
+// 256, K 1024, batch 64. Error{usage} listing them.
 VqVaeConfig vqvae_preset(std::string_view name);
 std::vector<std::string> vqvae_presets();
 // Error{usage} naming the first field that makes no sense, with what it may be.
@@ -52,7 +52,7 @@ void validate(const VqVaeConfig& config);
 class VqVaeEncoder : public Module {
  public:
   VqVaeEncoder(Module& parent, const VqVaeConfig& config);
-  Value operator()(Value images) const;                    // (N,H,W,C) -> (N,H/4,W/4,D)
+  Value operator()(Value images) const;  // (N,H,W,C) -> (N,H/4,W/4,D)
 
  private:
   Conv2d down1_, down2_, conv_;
@@ -63,7 +63,7 @@ class VqVaeEncoder : public Module {
 class VqVaeDecoder : public Module {
  public:
   VqVaeDecoder(Module& parent, const VqVaeConfig& config);
-  Value operator()(Value latents) const;                   // (N,H/4,W/4,D) -> (N,H,W,C)
+  Value operator()(Value latents) const;  // (N,H/4,W/4,D) -> (N,H,W,C)
 
  private:
   Conv2d in_;
@@ -73,17 +73,17 @@ class VqVaeDecoder : public Module {
 
 class VqVae : public Module {
  public:
-  explicit VqVae(const VqVaeConfig& config);               // Error{usage}: validate()
+  explicit VqVae(const VqVaeConfig& config);  // Error{usage}: validate()
 
   struct Output {
-    Value images;             // reconstructions (N,H,W,C), not clamped
-    Value rows;               // (N H/4 W/4, D) encoder outputs
-    Quantized quantized;      // of these rows
+    Value images;         // reconstructions (N,H,W,C), not clamped
+    Value rows;           // (N H/4 W/4, D) encoder outputs
+    Quantized quantized;  // of these rows
   };
-  Output operator()(Value images) const;                   // (N,H,W,C)
-  Value encode(Value images) const;                        // -> rows (N H/4 W/4, D)
-  Value tokens(Value images) const;                        // -> i32 (N,H/4,W/4)
-  Value decode(Value tokens) const;                        // i32 (N,H/4,W/4) -> images (N,H,W,C)
+  Output operator()(Value images) const;  // (N,H,W,C)
+  Value encode(Value images) const;       // -> rows (N H/4 W/4, D)
+  Value tokens(Value images) const;       // -> i32 (N,H/4,W/4)
+  Value decode(Value tokens) const;       // i32 (N,H/4,W/4) -> images (N,H,W,C)
 
   const VqVaeConfig& config() const { return config_; }
   VectorQuantizer& quantizer() { return quantizer_; }

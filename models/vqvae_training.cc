@@ -12,8 +12,12 @@
 namespace sg {
 namespace {
 
-TensorType images_type(const VqVaeConfig& c, std::int64_t n) { return {DType::f32, {n, c.height, c.width, c.channels}}; }
-TensorType tokens_type(const VqVaeConfig& c, std::int64_t n) { return {DType::i32, {n, c.latent_height(), c.latent_width()}}; }
+TensorType images_type(const VqVaeConfig& c, std::int64_t n) {
+  return {DType::f32, {n, c.height, c.width, c.channels}};
+}
+TensorType tokens_type(const VqVaeConfig& c, std::int64_t n) {
+  return {DType::i32, {n, c.latent_height(), c.latent_width()}};
+}
 
 }  // namespace
 
@@ -82,8 +86,10 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training) {
   VectorQuantizer& quantizer = training.model().quantizer();
   Value trained_codebook;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    if (parameters[i] == &quantizer.codebook()) trained_codebook = updated[i];
-    else tape.assign(*parameters[i], updated[i]);
+    if (parameters[i] == &quantizer.codebook())
+      trained_codebook = updated[i];
+    else
+      tape.assign(*parameters[i], updated[i]);
   }
   const Value new_codebook = quantizer.update(quantized, trained_codebook, tape.read(training.random()));
   tape.assign(quantizer.codebook(), new_codebook);
@@ -135,7 +141,8 @@ Evaluation build_evaluation(Tape& tape, const VqVae& model, std::int64_t batch) 
   const Value error = sum(square(quantized.z - quantized.q), {-1});
   e.quantization_error = sum(row_weights * error);
   e.relative_error = sum(row_weights * error / maximum(sum(square(quantized.z), {-1}), 1e-30));
-  e.counts = reshape(scatter_add_rows(quantized.indices, reshape(row_weights, Shape{batch * rows, 1}), c.codes), Shape{c.codes});
+  e.counts = reshape(scatter_add_rows(quantized.indices, reshape(row_weights, Shape{batch * rows, 1}), c.codes),
+                     Shape{c.codes});
   return e;
 }
 

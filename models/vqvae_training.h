@@ -15,16 +15,16 @@ namespace sg {
 // State of a run besides the model's: optimizer, random numbers, ring of histograms, step count.
 class VqVaeTraining {
  public:
-  explicit VqVaeTraining(VqVae& model);      // model outlives it
+  explicit VqVaeTraining(VqVae& model);  // model outlives it
   VqVaeTraining(const VqVaeTraining&) = delete;
   VqVaeTraining& operator=(const VqVaeTraining&) = delete;
 
   VqVae& model() const { return model_; }
   Optimizer& optimizer() const { return *optimizer_; }
-  Variable& random() { return random_; }    // "training.random" i32 [2] {seed, step}
-  Variable& ring() { return ring_; }        // "training.ring" f32 (window, K)
-  Variable& slot() { return slot_; }        // "training.slot" i32: row of the ring that the next step writes
-  Variable& step() { return step_; }        // "training.step" i32: steps done
+  Variable& random() { return random_; }  // "training.random" i32 [2] {seed, step}
+  Variable& ring() { return ring_; }      // "training.ring" f32 (window, K)
+  Variable& slot() { return slot_; }      // "training.slot" i32: row of the ring that the next step writes
+  Variable& step() { return step_; }      // "training.step" i32: steps done
 
   // Everything that a checkpoint must hold for an exact resume: parameters, model state, optimizer state, this state.
   std::vector<Variable*> checkpoint();
@@ -35,19 +35,22 @@ class VqVaeTraining {
   Variable random_, ring_, slot_, step_;
 };
 
-struct NamedValue { std::string name; Value value; };   // a named scalar
+struct NamedValue {
+  std::string name;
+  Value value;
+};  // a named scalar
 
 struct TrainStep {
-  Value images, learning_rate;                // inputs: f32 (batch,H,W,C), f32 []
-  Value reconstructions;                      // (batch,H,W,C), of the parameters before this step's update
-  Value total, reconstruction, codebook, commitment;   // losses; codebook and commitment unweighted
-  std::vector<NamedValue> metrics;               // everything to log, scalars, in a fixed order: see build_train_step
-  std::vector<Value> fetches() const;         // the metrics' values
+  Value images, learning_rate;                        // inputs: f32 (batch,H,W,C), f32 []
+  Value reconstructions;                              // (batch,H,W,C), of the parameters before this step's update
+  Value total, reconstruction, codebook, commitment;  // losses; codebook and commitment unweighted
+  std::vector<NamedValue> metrics;     // everything to log, scalars, in a fixed order: see build_train_step
+  std::vector<Value> fetches() const;  // the metrics' values
 };
 
-// Records one step on the batch "images" with rate "learning_rate": losses, gradients, optimizer, codebook update, counters.
-// total = reconstruction + beta codebook (where it is trained by loss) + gamma commitment.
-// Metrics, in this order:
+// Records one step on the batch "images" with rate "learning_rate": losses, gradients, optimizer, codebook update,
+// counters. total = reconstruction + beta codebook (where it is trained by loss) + gamma commitment. Metrics, in this
+// order:
 //   loss, reconstruction, codebook, commitment
 //   usage, perplexity                             over this batch
 //   usage_window, perplexity_window               over the last config.window steps, this one included
@@ -58,34 +61,35 @@ struct TrainStep {
 //   grad_norm                                     of all parameters' gradients together, before clipping
 TrainStep build_train_step(Tape& tape, VqVaeTraining& training);
 
-// Sums over the images of a batch, each image weighted: fill a last, partial batch with any images of weight 0. Divide by
-// the totals of the weights (and by elements of an image, or rows of an image) to get exact means over a data set.
+// Sums over the images of a batch, each image weighted: fill a last, partial batch with any images of weight 0. Divide
+// by the totals of the weights (and by elements of an image, or rows of an image) to get exact means over a data set.
 struct Evaluation {
-  Value images, weights;         // inputs: f32 (N,H,W,C), f32 (N)
-  Value reconstructions;         // (N,H,W,C)
-  Value squared_error;           // sum w |x - xh|^2, scalar
-  Value quantization_error;      // sum over rows w |z - q|^2
-  Value relative_error;          // sum over rows w |z - q|^2 / |z|^2
-  Value counts;                  // f32 (K): sum of w over rows with that code
+  Value images, weights;     // inputs: f32 (N,H,W,C), f32 (N)
+  Value reconstructions;     // (N,H,W,C)
+  Value squared_error;       // sum w |x - xh|^2, scalar
+  Value quantization_error;  // sum over rows w |z - q|^2
+  Value relative_error;      // sum over rows w |z - q|^2 / |z|^2
+  Value counts;              // f32 (K): sum of w over rows with that code
   std::vector<Value> fetches() const;
 };
 Evaluation build_evaluation(Tape& tape, const VqVae& model, std::int64_t batch);
 
 struct Encoding {
-  Value images;                  // input f32 (N,H,W,C)
-  Value rows;                    // (N H/4 W/4, D) encoder outputs
-  Value tokens;                  // i32 (N,H/4,W/4)
+  Value images;  // input f32 (N,H,W,C)
+  Value rows;    // (N H/4 W/4, D) encoder outputs
+  Value tokens;  // i32 (N,H/4,W/4)
 };
 Encoding build_encode(Tape& tape, const VqVae& model, std::int64_t batch);
 
 struct Decoding {
-  Value tokens;                  // input i32 (N,H/4,W/4); an index out of range is Error{attribute} at run time
-  Value images;                  // (N,H,W,C), not clamped
-  Value tokens_again;            // i32 (N,H/4,W/4): nearest codes of the looked-up rows; equal unless two codes coincide
+  Value tokens;        // input i32 (N,H/4,W/4); an index out of range is Error{attribute} at run time
+  Value images;        // (N,H,W,C), not clamped
+  Value tokens_again;  // i32 (N,H/4,W/4): nearest codes of the looked-up rows; equal unless two codes coincide
 };
 Decoding build_decode(Tape& tape, const VqVae& model, std::int64_t batch);
 
-// Where config.init is kmeans: sets the codebook by k-means on the encoder's outputs for `images` (N,H,W,C). Otherwise nothing.
+// Where config.init is kmeans: sets the codebook by k-means on the encoder's outputs for `images` (N,H,W,C). Otherwise
+// nothing.
 void initialize_codebook(VqVae& model, const Tensor& images, Backend& backend);
 
 }  // namespace sg
