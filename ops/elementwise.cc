@@ -9,6 +9,7 @@
 #include <limits>
 #include <numbers>
 
+#include "ops/checks.h"
 #include "ops/op_ids.h"
 
 namespace sg {
@@ -402,10 +403,9 @@ namespace {
 Value on_tape_of(OpId op, const Operand& operand, Value like) {
   if (!operand.is_scalar()) return operand.value();
   if (!is_real(like.dtype()) && operand.scalar() != std::trunc(operand.scalar()))
-    throw Error(ErrorKind::dtype,
-                fmt::format("{}: the number {} does not fit the i32 operand; cast it to f32 first", op_def(op).name,
-                            operand.scalar()),
-                operand.loc());
+    checks::fail_at(operand.loc(), ErrorKind::dtype,
+                    "{}: the number {} does not fit the i32 operand; cast it to f32 first", op_def(op).name,
+                    operand.scalar());
   return operand.on(*like.tape, like.dtype());
 }
 
@@ -416,8 +416,7 @@ Value emit_unary(OpId op, const Operand& x, Attrs attrs = {}) {
 
 Value emit_binary(OpId op, const Operand& a, const Operand& b) {
   if (a.is_scalar() && b.is_scalar())
-    throw Error(ErrorKind::usage, fmt::format("{}: both operands are numbers; one must be a Value", op_def(op).name),
-                a.loc());
+    checks::fail_at(a.loc(), ErrorKind::usage, "{}: both operands are numbers; one must be a Value", op_def(op).name);
   const Value like = a.is_scalar() ? b.value() : a.value();
   return like.tape->emit1(op, {on_tape_of(op, a, like), on_tape_of(op, b, like)}, {}, a.loc());
 }
@@ -470,8 +469,8 @@ Value greater_equal(Operand a, Operand b) { return emit_binary(OpId::greater_equ
 
 Value where(Operand condition, Operand a, Operand b) {
   if (a.is_scalar() && b.is_scalar())
-    throw Error(ErrorKind::usage, "where: both branches are numbers, so the result has no dtype; cast the condition",
-                condition.loc());
+    checks::fail_at(condition.loc(), ErrorKind::usage,
+                    "where: both branches are numbers, so the result has no dtype; cast the condition instead");
   const Value like = a.is_scalar() ? b.value() : a.value();
   const Value c = condition.value();
   return c.tape->emit1(OpId::where, {c, on_tape_of(OpId::where, a, like), on_tape_of(OpId::where, b, like)}, {},

@@ -27,10 +27,16 @@ double direction_noise(DType dtype) {
          (dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : double{std::numeric_limits<float>::epsilon()});
 }
 
+[[noreturn]] void fail_on(std::string what, std::initializer_list<std::pair<std::string_view, Value>> operands) {
+  for (const auto& [role, v] : operands) what += fmt::format("\n  {} {}", role, v.tape->describe(v.id));
+  throw Error(ErrorKind::shape, what);
+}
+
 void check_rows(std::string_view estimator, Value z, Value q) {
   if (z.type() != q.type() || z.shape().rank() < 1)
-    fail(ErrorKind::shape, "{}: z is {}, q is {}; both must be rows of one type", estimator, to_string(z.type()),
-         to_string(q.type()));
+    fail_on(fmt::format("{}: z is {}, q is {}; both must be rows of one type", estimator, to_string(z.type()),
+                        to_string(q.type())),
+            {{"z", z}, {"q", q}});
 }
 
 // 1 / length where it is above the threshold, else 0.
@@ -87,7 +93,7 @@ Value identity_matrix(Tape& tape, std::int64_t size, DType dtype) {
 Value rotated_by_matrix(Value z, Value q) {
   Scope scope(*z.tape, "g-dense");
   check_rows("g-dense", z, q);
-  if (z.shape().rank() != 2) fail(ErrorKind::shape, "g-dense: z is {}, must be (N,D)", to_string(z.type()));
+  if (z.shape().rank() != 2) fail_on(fmt::format("g-dense: z is {}, must be (N,D)", to_string(z.type())), {{"z", z}});
   const std::int64_t n = z.shape()[0], d = z.shape()[1];
   const Directions row = directions(z, q);
   const Value w = unit_or_zero(row.u + row.v);
@@ -120,14 +126,16 @@ Value g_matrix(Value z, Value q, Value g) {
     const Shape& rows = z.shape();
     const std::int64_t d = rows[-1];
     if (rows.rank() != 2 || g.shape() != Shape{rows[0], d, d})
-      fail(ErrorKind::shape, "g_matrix: G is {}, z {} takes a dense G of shape (N,D,D)", to_string(g.type()),
-           to_string(z.type()));
+      fail_on(fmt::format("g_matrix: G is {}, z is {}; a dense G has shape (N,D,D) where z is (N,D)",
+                          to_string(g.type()), to_string(z.type())),
+              {{"G", g}, {"z", z}});
     return with_forward(reshape(matmul(g, reshape(z, Shape{rows[0], d, 1})), rows), q);
   }
   const Value gz = g * z;
   if (gz.shape() != z.shape())
-    fail(ErrorKind::shape, "g_matrix: G is {}, z is {}; G must be [], (D), (N,D) or (N,D,D)", to_string(g.type()),
-         to_string(z.type()));
+    fail_on(fmt::format("g_matrix: G is {}, z is {}; G must be [], (D), (N,D) or (N,D,D)", to_string(g.type()),
+                        to_string(z.type())),
+            {{"G", g}, {"z", z}});
   return with_forward(gz, q);
 }
 

@@ -77,7 +77,8 @@ Values sum_vjp(const VjpCtx& c) { return {broadcast(keep_axes(c, c.cotangents[0]
 Values extremum_vjp(const VjpCtx& c) {
   const Value x = c.inputs[0];
   const Value hit = equal(x, keep_axes(c, c.outputs[0]));
-  const Value ties = sum(cast(hit, x.dtype()), c.attrs.ints("axes"), true);
+  const Value ties =
+      c.tape.emit1(OpId::sum, {cast(hit, x.dtype())}, {{"axes", c.attrs.ints("axes")}, {"keep", std::int64_t{1}}});
   return {where(hit, keep_axes(c, c.cotangents[0]) / ties, 0.0)};
 }
 
