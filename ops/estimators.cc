@@ -123,7 +123,7 @@ Value g_matrix(Value z, Value q, Value g) {
   check_rows("g_matrix", z, q);
   g = stop_gradient(g);
   if (g.shape().rank() == z.shape().rank() + 1) {
-    const Shape& rows = z.shape();
+    const Shape rows = z.shape();
     const std::int64_t d = rows[-1];
     if (rows.rank() != 2 || g.shape() != Shape{rows[0], d, d})
       fail_on(fmt::format("g_matrix: G is {}, z is {}; a dense G has shape (N,D,D) where z is (N,D)",
