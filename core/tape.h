@@ -84,7 +84,7 @@ class Tape {
  private:
   std::int64_t variable_index(Variable& variable);
   std::vector<Instr> instrs_;
-  std::vector<TensorType> types_;
+  std::deque<TensorType> types_;                        // a deque: Value::type() and shape() stay valid while recording goes on
   std::vector<std::int32_t> producers_;
   std::vector<ScopeInfo> scopes_;
   std::vector<Variable*> variables_;
