@@ -65,7 +65,7 @@ Types infer_where(std::span<const TensorType> in, const Attrs&) {
 
 Types infer_clamp(std::span<const TensorType> in, const Attrs& attrs) {
   if (!(attrs.d("lo") <= attrs.d("hi")))
-    fail(ErrorKind::attribute, "clamp: lo = {} is not below hi = {}", attrs.d("lo"), attrs.d("hi"));
+    fail(ErrorKind::attribute, "clamp: lo = {} is above hi = {}", attrs.d("lo"), attrs.d("hi"));
   return infer_arithmetic<OpId::clamp, Accepts::real>(in, attrs);
 }
 

@@ -20,10 +20,12 @@ Value g_matrix(Value z, Value q, Value g);
 
 // G = (|q|/|z|) R with R the rotation of z/|z| onto q/|q| in their plane, applied without forming R:
 // R z = z - 2 w (w.z) + 2 v (u.z), w = (u+v)/|u+v|. Jacobian (|q|/|z|) R. (Fifty et al. 2410.06424, eq. 4)
-// Degenerate rows: z = 0 or q = 0 give a finite Jacobian; q = -z gives the reflection (|q|/|z|)(I - 2uu^T).
+// Degenerate rows: z = 0 gives I (there is no direction to rotate), q = 0 gives 0, q = -z gives the reflection
+// (|q|/|z|)(I - 2uu^T). Norms up to 1e-18 count as 0.
 Value rotation_trick(Value z, Value q);
 
 // G = (|q|/|z|) (I - 2 r r^T), r = (u - v)/|u - v|. Jacobian G. (2410.06424, A.8)
+// z = 0 and q = 0 as above; q = z gives (|q|/|z|) I.
 Value reflection(Value z, Value q);
 
 // By name, for flags: "ste", "rotation", "reflection", "g-scalar", "g-diagonal", "g-dense". Error{usage} listing them.
