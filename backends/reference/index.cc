@@ -6,6 +6,13 @@
 #include "backends/reference/kernels.h"
 
 namespace sg::reference {
+
+void IndexCheck::throw_error(std::int32_t index, std::int64_t position) const {
+  throw Error(ErrorKind::attribute,
+              fmt::format("{}: index {} at position {} is out of range [0, {})\n  at {}", op_, index, position, bound_,
+                          to_string(loc_)),
+              loc_);
+}
 // table (K,D), indices S -> S + [D]
 StepPtr gather_rows(LowerCtx& ctx) {
   const Shape& table = ctx.in_type(0).shape;
