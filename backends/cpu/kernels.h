@@ -5,6 +5,7 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "core/backend.h"
 
@@ -19,7 +20,12 @@ std::unique_ptr<Step> lower_kernel(LowerCtx& ctx);
 // Whether the kernel may write output 0 over input i while it runs.
 bool kernel_in_place(const Tape& tape, const Instr& instr, int i);
 
-// The vector instruction set that the kernels were chosen for at run time: "avx512", "avx2" or "baseline".
+// The vector instruction set that steps are lowered for: "avx512", "avx2" or "generic". The best that the processor has,
+// unless set_isa() chose another.
 std::string isa_name();
+
+// Chooses the instruction set for what is lowered from now on. Error{usage} where the name is unknown or the processor
+// lacks it, listing what it has.
+void set_isa(std::string_view name);
 
 }  // namespace sg
