@@ -48,6 +48,7 @@ struct OpDef {
   int arity = 0;                       // number of inputs, or kVariadic (at least one)
   GradKind grad = GradKind::smooth;
   bool elementwise = false;            // output[i] depends on input[i] only, after NumPy broadcasting
+  bool moves = false;                  // output 0 holds only elements of input 0, arranged or repeated in another way
   Role role = Role::plain;
   InferFn infer = nullptr;             // output types; throws Error{shape|dtype|attribute} with the op's part of the message
   VjpFn vjp = nullptr;                 // null: not smooth, or differentiated through `decompose`

@@ -24,6 +24,17 @@ double rounded_to(double value, DType t) {
   return value;
 }
 
+using MakeConstant = std::function<Value(double, const TensorType&)>;
+
+void shrink_constants(const Tape& tape, std::vector<Value>& inputs, const Shape& result, const MakeConstant& constant) {
+  const bool extents_elsewhere = std::any_of(inputs.begin(), inputs.end(), [&](const Value& v) {
+    return v.shape() == result && !uniform_value(tape, v.id);
+  });
+  if (!extents_elsewhere) return;
+  for (Value& v : inputs)
+    if (const auto u = uniform_value(tape, v.id); u && v.shape().rank() > 0) v = constant(*u, {v.dtype(), {}});
+}
+
 std::string structural_key(const Instr& instr, std::span<const Value> inputs) {
   // Bits, not decimal text: 0.1f and the next number must not merge, nor 0 and -0.
   std::string key = std::to_string(static_cast<int>(instr.op));
@@ -107,6 +118,14 @@ Rewritten eliminate_dead_code(const Tape& tape, std::span<const std::int32_t> ke
 Rewritten simplify(const Tape& tape) {
   Rewriter r(tape);
   std::unordered_map<std::string, std::vector<Value>> known;
+  std::unordered_map<std::string, Value> constants;
+  const MakeConstant constant = [&](double value, const TensorType& type) {
+    std::uint64_t bits;
+    std::memcpy(&bits, &value, 8);
+    Value& c = constants[fmt::format("{} {}", bits, to_string(type))];
+    if (!c) c = r.out().constant(value, type);
+    return c;
+  };
   for (std::size_t i = 0; i < tape.instrs().size(); ++i) {
     const Instr& instr = tape.instrs()[i];
     const OpDef& def = op_def(instr.op);
@@ -115,7 +134,18 @@ Rewritten simplify(const Tape& tape) {
       r.copy(index);
       continue;
     }
-    const std::vector<Value> inputs = r.mapped_inputs(instr);
+    std::vector<Value> inputs = r.mapped_inputs(instr);
+    r.at(index);
+    // A uniform constant stays one when it is moved about, and needs no extents where another operand has them.
+    if (const auto u = def.moves ? uniform_value(r.out(), inputs[0].id) : std::nullopt) {
+      r.replace(instr.outputs[0], constant(*u, tape.type(instr.outputs[0])));
+      continue;
+    }
+    if (def.elementwise && inputs.size() > 1) shrink_constants(r.out(), inputs, tape.type(instr.outputs[0]).shape, constant);
+    if (const bool leaf = def.role == Role::constant; leaf && instr.attrs.has("value")) {
+      r.replace(instr.outputs[0], constant(instr.attrs.d("value"), tape.type(instr.outputs[0])));
+      continue;
+    }
     // x * 1 and 1 * x, where the other side does not grow by broadcasting.
     if (def.role == Role::mul) {
       const Shape& shape = tape.type(instr.outputs[0]).shape;
@@ -139,16 +169,12 @@ Rewritten simplify(const Tape& tape) {
         if (const auto u = uniform_value(r.out(), v.id)) values.push_back(*u);
       if (values.size() == inputs.size()) {
         const TensorType& type = tape.type(instr.outputs[0]);
-        r.at(index);
-        const Value c = r.out().constant(rounded_to(def.scalar(values.data(), instr.attrs), type.dtype), type);
-        r.replace(instr.outputs[0], c);
-        known.emplace(key, std::vector<Value>{c});
+        r.replace(instr.outputs[0], constant(rounded_to(def.scalar(values.data(), instr.attrs), type.dtype), type));
         continue;
       }
     }
-    r.copy(index);
-    std::vector<Value> made;
-    for (std::int32_t v : instr.outputs) made.push_back(r.mapped(v));
+    std::vector<Value> made = r.out().emit(instr.op, inputs, instr.attrs);
+    for (std::size_t k = 0; k < made.size(); ++k) r.replace(instr.outputs[k], made[k]);
     known.emplace(key, std::move(made));
   }
   return r.finish();

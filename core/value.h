@@ -24,19 +24,20 @@ struct Value {
 class Operand {
  public:
   Operand(Value value, Loc loc = Loc::current()) : value_(value), loc_(loc) {}
-  Operand(double scalar, Loc loc = Loc::current()) : scalar_(scalar), loc_(loc) {}
-  Operand(int scalar, Loc loc = Loc::current()) : scalar_(scalar), loc_(loc) {}
-  Operand(float scalar, Loc loc = Loc::current()) : scalar_(static_cast<double>(scalar)), loc_(loc) {}
+  Operand(double scalar, Loc loc = Loc::current()) : scalar_(scalar), is_scalar_(true), loc_(loc) {}
+  Operand(int scalar, Loc loc = Loc::current()) : Operand(static_cast<double>(scalar), loc) {}
+  Operand(float scalar, Loc loc = Loc::current()) : Operand(static_cast<double>(scalar), loc) {}
 
-  bool is_scalar() const { return value_.tape == nullptr; }
+  bool is_scalar() const { return is_scalar_; }
   Loc loc() const { return loc_; }
   double scalar() const { return scalar_; }
-  Value value() const;                         // Error{usage} where it is a number
+  Value value() const;                         // Error{usage} where it is a number or a null Value
   Value on(Tape& tape, DType dtype) const;     // the Value, or the number as a scalar constant of that type
 
  private:
   Value value_{};
   double scalar_ = 0;
+  bool is_scalar_ = false;
   Loc loc_;
 };
 

@@ -169,11 +169,11 @@ std::vector<Value> vjp_concat(const VjpCtx& ctx) {
 namespace defs {
 
 OpDef reshape() {
-  return {.name = "reshape", .arity = 1, .role = Role::alias, .infer = infer_reshape, .vjp = vjp_reshape};
+  return {.name = "reshape", .arity = 1, .moves = true, .role = Role::alias, .infer = infer_reshape, .vjp = vjp_reshape};
 }
-OpDef transpose() { return {.name = "transpose", .arity = 1, .infer = infer_transpose, .vjp = vjp_transpose}; }
-OpDef broadcast() { return {.name = "broadcast", .arity = 1, .infer = infer_broadcast, .vjp = vjp_broadcast}; }
-OpDef slice() { return {.name = "slice", .arity = 1, .infer = infer_slice, .vjp = vjp_slice}; }
+OpDef transpose() { return {.name = "transpose", .arity = 1, .moves = true, .infer = infer_transpose, .vjp = vjp_transpose}; }
+OpDef broadcast() { return {.name = "broadcast", .arity = 1, .moves = true, .infer = infer_broadcast, .vjp = vjp_broadcast}; }
+OpDef slice() { return {.name = "slice", .arity = 1, .moves = true, .infer = infer_slice, .vjp = vjp_slice}; }
 OpDef concat() { return {.name = "concat", .arity = kVariadic, .infer = infer_concat, .vjp = vjp_concat}; }
 OpDef pad() { return {.name = "pad", .arity = 1, .infer = infer_pad, .vjp = vjp_pad}; }
 
