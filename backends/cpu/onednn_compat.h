@@ -1,5 +1,5 @@
 // oneDNN 2.x and 3.x behind one spelling: the only file that looks at oneDNN's version. 3.x dropped operation
-// descriptors (arguments go to the primitive descriptor) and the scale of an eltwise post-op.
+// descriptors: the arguments go to the primitive descriptor.
 #pragma once
 #include <fmt/format.h>
 
@@ -44,8 +44,6 @@ inline auto matmul_pd(const Md& a, const Md& b, const Md& c, const dnnl::primiti
   return dnnl::matmul::primitive_desc(engine, a, b, c, attr);
 }
 
-inline void append_relu(dnnl::post_ops& ops) { ops.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f); }
-
 #else
 
 inline auto forward_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
@@ -74,8 +72,6 @@ inline auto backward_weights_pd(const ConvDesc& d, const dnnl::primitive_attr& a
 inline auto matmul_pd(const Md& a, const Md& b, const Md& c, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
   return dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, c), attr, engine);
 }
-
-inline void append_relu(dnnl::post_ops& ops) { ops.append_eltwise(1.f, dnnl::algorithm::eltwise_relu, 0.f, 0.f); }
 
 #endif
 

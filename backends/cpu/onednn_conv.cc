@@ -49,6 +49,12 @@ template <class F> std::unique_ptr<Step> plain_step(DType dtype, F f) {
   return std::make_unique<FunctionStep>([f] { f(double{}); }, kDetail);
 }
 
+// Not oneDNN's relu as a post-op: that one is max(x, 0), which turns a NaN into 0 and so hides it.
+void relu_in_place(float* y, std::int64_t count) {
+#pragma omp parallel for simd schedule(static)
+  for (std::int64_t i = 0; i < count; ++i) y[i] = y[i] < 0.0f ? 0.0f : y[i];
+}
+
 // Rows of `big` for a transposed convolution with few channels: the product y w^T gives every tap of every position,
 // `columns` [(n,ho,wo)][(kh,kw,c)]; each row of the image gathers the taps that fall on it, in a fixed order.
 void gather_taps(const ConvShape& s, const float* columns, float* x) {
@@ -109,19 +115,14 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
     onednn::ConvDesc d = conv_desc(s);
     d.has_bias = bias;
     if (bias) d.bias = Md({s.o}, kF32, dnnl::memory::format_tag::x);
-    dnnl::primitive_attr attr = onednn::user_scratchpad();
-    if (relu) {
-      dnnl::post_ops ops;
-      onednn::append_relu(ops);
-      attr.set_post_ops(ops);
-    }
-    const auto pd = onednn::forward_pd(d, attr, onednn::engine());
+    const auto pd = onednn::forward_pd(d, onednn::user_scratchpad(), onednn::engine());
     onednn::PrimitiveStep::Args args{{DNNL_ARG_SRC, onednn::memory_at(d.src, ctx.in<float>(0))},
                                      {DNNL_ARG_WEIGHTS, onednn::packed(ctx, ctx.instr().inputs[1], stored_weights(s), pd.weights_desc())},
                                      {DNNL_ARG_DST, onednn::memory_at(d.dst, ctx.out<float>())}};
     if (bias) args.emplace_back(DNNL_ARG_BIAS, onednn::memory_at(d.bias, ctx.in<float>(2)));
     auto step = std::make_unique<onednn::PrimitiveStep>();
     step->call<dnnl::convolution_forward>(pd, std::move(args));
+    if (relu) step->then([y = ctx.out<float>(), count = ctx.out_type().shape.elements()] { relu_in_place(y, count); }, "relu");
     step->reserve(ctx);
     return step;
   });
