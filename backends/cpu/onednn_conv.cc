@@ -55,10 +55,18 @@ void relu_in_place(float* y, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) y[i] = y[i] < 0.0f ? 0.0f : y[i];
 }
 
+// dst[0..count) += src[0..count)
+inline void accumulate(float* dst, const float* src, std::int64_t count) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) dst[i] += src[i];
+}
+
 // Rows of `big` for a transposed convolution with few channels: the product y w^T gives every tap of every position,
 // `columns` [(n,ho,wo)][(kh,kw,c)]; each row of the image gathers the taps that fall on it, in a fixed order.
 void gather_taps(const ConvShape& s, const float* columns, float* x) {
   const std::int64_t taps = s.kh * s.kw * s.c;
+  // Without dilation the taps (kw,c) of one position lie side by side in the image too: one run.
+  const std::int64_t runs = s.dilation_w == 1 ? 1 : s.kw, run = s.kw / runs;
 #pragma omp parallel for schedule(static)
   for (std::int64_t row = 0; row < s.n * s.h; ++row) {
     const std::int64_t n = row / s.h, h = row % s.h;
@@ -69,11 +77,10 @@ void gather_taps(const ConvShape& s, const float* columns, float* x) {
       if (th < 0 || th % s.stride_h != 0 || th / s.stride_h >= s.ho) continue;
       const float* in = columns + (n * s.ho + th / s.stride_h) * s.wo * taps + kh * s.kw * s.c;
       for (std::int64_t wo = 0; wo < s.wo; ++wo, in += taps) {
-        const std::int64_t w0 = wo * s.stride_w - s.pad_left;
-        for (std::int64_t kw = 0; kw < s.kw; ++kw) {
-          const std::int64_t w = w0 + kw * s.dilation_w;
-          if (w < 0 || w >= s.w) continue;
-          for (std::int64_t c = 0; c < s.c; ++c) out[w * s.c + c] += in[kw * s.c + c];
+        for (std::int64_t r = 0; r < runs; ++r) {
+          const std::int64_t w = wo * s.stride_w - s.pad_left + r * s.dilation_w;
+          const std::int64_t first = std::max<std::int64_t>(w, 0), last = std::min(w + run, s.w);
+          if (first < last) accumulate(out + first * s.c, in + (r + first - w) * s.c, (last - first) * s.c);
         }
       }
     }
