@@ -39,8 +39,6 @@ class Module {
   std::uint32_t seed() const { return seed_; }  // of initial values, the root's everywhere
 
  protected:
-  ~Module() = default;
-
   // The full name that a variable of this module called `name` has: path + "." + name. It keys the initial values.
   std::string full_name(std::string_view name) const;
   Variable& add_parameter(std::string_view name, Tensor initial);
