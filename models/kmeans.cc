@@ -90,7 +90,7 @@ void choose_start(const Rows& rows, std::int64_t codes, std::uint32_t seed, floa
 
 KMeansResult kmeans(const Tensor& tensor, std::int64_t codes, KMeansOptions options) {
   if (tensor.shape().rank() != 2 || tensor.shape()[0] < 1 || tensor.shape()[1] < 1)
-    fail(ErrorKind::shape, "kmeans: rows are (N,D) with at least one element, not {}", to_string(tensor.shape()));
+    fail(ErrorKind::shape, "kmeans: rows are (N,D) with at least one element, not {}", to_string(tensor.type()));
   if (codes < 1 || options.iterations < 0)
     fail(ErrorKind::usage, "kmeans: {} codes, {} iterations", codes, options.iterations);
   const Rows rows{tensor.span<float>().data(), tensor.shape()[0], tensor.shape()[1]};

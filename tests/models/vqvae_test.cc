@@ -126,7 +126,7 @@ TEST(VqVaeTraining, EachRunLowersTheLossOnEveryBackend) {
       run.advance(1);
       const double first = run.metric("reconstruction");
       for (int i = 0; i < 60; ++i) run.advance(1);
-      EXPECT_LT(run.metric("reconstruction"), 0.3 * first) << name << " " << to_string(update);
+      EXPECT_LT(run.metric("reconstruction"), 0.5 * first) << name << " " << to_string(update);
       EXPECT_EQ(run.training.step().value().item(), 61);
     }
   }
