@@ -21,7 +21,7 @@ struct GradcheckOptions {
   double tolerance = 1e-6;  // relative to 1 + |expected|
   std::uint32_t seed = 1;
   int directions = 2;
-  std::vector<bool> wrt;    // per input; empty: all real inputs
+  std::vector<bool> wrt{};   // per input; empty: all real inputs
 };
 struct GradcheckResult {
   bool ok = true;
