@@ -68,11 +68,15 @@ class Backend {
   virtual DType storage(DType t) const { return t; }                          // element type of a buffer of that tape type
   virtual bool supports(const Tape& tape, const Instr& instr) const = 0;      // whether lower() has a kernel for it
   virtual std::unique_ptr<Step> lower(LowerCtx& ctx) = 0;
-  // Whether output 0 of the instruction may be written over input i while it runs (elementwise kernels).
-  virtual bool in_place(const Tape& tape, const Instr& instr, int i) const = 0;
+  // Whether an output of the instruction may be written over input i while it runs (elementwise kernels, row programs).
+  virtual bool in_place(const Tape& tape, const Instr& instr, int i, int output) const = 0;
   // Backend-specific rewrites on the compiler's own copy, after decomposition (a convolution that takes its bias along).
   // Called where CompileOptions::fuse is on. `keep`: values that must survive (fetches). Returns a null tape where nothing changed.
   virtual Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const;
+
+  // Whether the instruction may be part of a row program (core/row_program.h) on this backend, and lower() takes the
+  // instructions of Role::region that come of it.
+  virtual bool row_op(const Tape&, const Instr&) const { return false; }
 
   virtual void* allocate(std::size_t bytes) = 0;                              // 64-byte aligned; Error{backend} when out of memory
   virtual void release(void* p) = 0;

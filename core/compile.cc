@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "core/program_impl.h"
+#include "core/row_program.h"
 
 namespace sg {
 namespace {
@@ -110,12 +111,12 @@ void assign_storage(Program::Impl& p, bool reuse_in_place, bool keep_all) {
         continue;
       }
       const std::size_t bytes = storage_bytes(*p.backend, tape.type(v));
-      if (reuse_in_place && k == 0 && !is_leaf(role)) {
+      if (reuse_in_place && !is_leaf(role)) {
         for (std::size_t in = 0; in < instr.inputs.size() && p.storage_of[ix(v)] < 0; ++in) {
           const std::int32_t from = instr.inputs[in];
           Storage& s = p.storages[ix(p.storage_of[ix(from)])];
           const bool dies_here = s.kind == StorageKind::arena && s.last == i && s.bytes == bytes;
-          if (dies_here && p.backend->in_place(tape, instr, static_cast<int>(in))) {
+          if (dies_here && p.backend->in_place(tape, instr, static_cast<int>(in), static_cast<int>(k))) {
             s.last = last[ix(root[ix(v)])];
             p.storage_of[ix(v)] = p.storage_of[ix(from)];
           }
@@ -254,7 +255,11 @@ std::unique_ptr<Program::Impl> build_program(const Tape& tape, std::span<const s
       passes.tape(), [&](const Tape& t, const Instr& i) { return backend.supports(t, i); }, backend.name(), options.strict,
       &p->stats.decomposed));
   if (options.optimize) passes.apply(simplify(passes.tape()));
-  if (options.fuse) passes.apply(backend.fuse(passes.tape(), passes.keep()));
+  if (options.fuse) {
+    passes.apply(backend.fuse(passes.tape(), passes.keep()));
+    if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+    passes.apply(fuse_rows(passes.tape(), passes.keep(), [&](const Tape& t, const Instr& i) { return backend.row_op(t, i); }));
+  }
   if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
   p->fetches = passes.keep();
   Rewritten done = passes.take();

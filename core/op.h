@@ -19,7 +19,7 @@ enum class OpId : std::uint16_t;  // enumerators in ops/op_ids.h, made from ops/
 enum class GradKind : std::uint8_t { smooth, piecewise, barrier, none };
 
 // The few algebraic roles that passes and autodiff recognise.
-enum class Role : std::uint8_t { plain, input, constant, read, assign, add, sub, mul, stop_gradient, alias };
+enum class Role : std::uint8_t { plain, input, constant, read, assign, add, sub, mul, stop_gradient, alias, region };
 
 struct Instr;
 
@@ -48,6 +48,8 @@ struct OpDef {
   int arity = 0;                       // number of inputs, or kVariadic (at least one)
   GradKind grad = GradKind::smooth;
   bool elementwise = false;            // output[i] depends on input[i] only, after NumPy broadcasting
+  bool reduction = false;              // reduces {axes, keep}
+  bool accumulates = false;            // a reduction that is a sum
   bool moves = false;                  // output 0 holds only elements of input 0, arranged or repeated in another way
   Role role = Role::plain;
   InferFn infer = nullptr;             // output types; throws Error{shape|dtype|attribute} with the op's part of the message

@@ -105,6 +105,11 @@ Value Tape::emit1(OpId op, std::initializer_list<Value> inputs, Attrs attrs, Loc
   return emit(op, std::span<const Value>(inputs.begin(), inputs.size()), std::move(attrs), loc)[0];
 }
 
+std::int64_t Tape::add_program(std::shared_ptr<const RowProgram> program) {
+  programs_.push_back(std::move(program));
+  return static_cast<std::int64_t>(programs_.size() - 1);
+}
+
 Variable* Tape::variable_of(const Instr& instr) const {
   const Role role = op_def(instr.op).role;
   return role == Role::read || role == Role::assign ? variables_[static_cast<std::size_t>(instr.attrs.i("variable"))] : nullptr;
@@ -151,6 +156,7 @@ void Tape::adopt_pools(const Tape& other) {
   reads_.assign(variables_.size(), {});
   assigned_.assign(variables_.size(), false);
   constants_ = other.constants_;
+  programs_ = other.programs_;
   stream_ = other.stream_;
 }
 

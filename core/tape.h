@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -18,6 +19,8 @@
 #include "core/variable.h"
 
 namespace sg {
+
+struct RowProgram;
 
 struct Instr {
   OpId op{};
@@ -54,9 +57,11 @@ class Tape {
   std::int32_t producer(std::int32_t value) const { return producers_[static_cast<std::size_t>(value)]; }  // instruction index
   Value value(std::int32_t id) { return {this, id}; }
 
-  // Pools that attributes refer to: {"variable", i}, {"tensor", i}.
+  // Pools that attributes refer to: {"variable", i}, {"tensor", i}, {"program", i}.
   std::span<Variable* const> variables() const { return variables_; }
   const Tensor& constant_tensor(std::int64_t i) const { return constants_[static_cast<std::size_t>(i)]; }
+  const RowProgram& row_program(std::int64_t i) const { return *programs_[static_cast<std::size_t>(i)]; }
+  std::int64_t add_program(std::shared_ptr<const RowProgram> program);
   Variable* variable_of(const Instr& instr) const;      // of a read or an assign; null for other ops
   std::string name_of(std::int32_t value) const;        // "input 'x'", "variable 'conv.weight'" or "%12"
   Value find_input(std::string_view name) const;        // null Value where there is none
@@ -91,6 +96,7 @@ class Tape {
   std::vector<Value> reads_;                            // per variable: its read, or null
   std::vector<bool> assigned_;                          // per variable
   std::deque<Tensor> constants_;
+  std::vector<std::shared_ptr<const RowProgram>> programs_;   // shared by the copies that passes make
   std::unordered_map<std::string, Value> inputs_;
   std::int32_t scope_ = 0, forward_of_ = -1;
   Loc origin_loc_;

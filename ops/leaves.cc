@@ -1,5 +1,6 @@
 // Leaves of a tape (input, constant, read: their type is stated in the attributes) and assign, which has no output.
-// Tape records them itself, for it keeps the names, variables and constant tensors that their attributes refer to.
+// Also row_program, whose meaning is an entry of the tape's pool and whose output types are attributes.
+// Tape records leaves itself, for it keeps the names, variables and constant tensors that their attributes refer to.
 #include "ops/op_ids.h"
 
 namespace sg {
@@ -7,6 +8,18 @@ namespace {
 
 std::vector<TensorType> infer_leaf(std::span<const TensorType>, const Attrs& attrs) {
   return {{static_cast<DType>(attrs.i("dtype")), Shape(attrs.ints("shape"))}};
+}
+
+// types: for each output its dtype, its rank and its extents.
+std::vector<TensorType> infer_row_program(std::span<const TensorType>, const Attrs& attrs) {
+  const std::vector<std::int64_t>& list = attrs.ints("types");
+  std::vector<TensorType> types;
+  for (std::size_t i = 0; i < list.size();) {
+    const auto rank = static_cast<std::size_t>(list[i + 1]);
+    types.push_back({static_cast<DType>(list[i]), Shape(std::span(list).subspan(i + 2, rank))});
+    i += 2 + rank;
+  }
+  return types;
 }
 
 OpDef leaf(std::string_view name, Role role) {
@@ -19,6 +32,9 @@ namespace defs {
 
 OpDef input() { return leaf("input", Role::input); }
 OpDef constant() { return leaf("constant", Role::constant); }
+OpDef row_program() {
+  return {.name = "row_program", .arity = kVariadic, .grad = GradKind::none, .role = Role::region, .infer = infer_row_program};
+}
 OpDef read() { return leaf("read", Role::read); }
 OpDef assign() {
   return {.name = "assign",

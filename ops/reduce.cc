@@ -86,12 +86,12 @@ Values extremum_vjp(const VjpCtx& c) {
 
 namespace defs {
 
-OpDef sum() { return {.name = "sum", .arity = 1, .infer = infer_reduction<OpId::sum, false>, .vjp = sum_vjp}; }
+OpDef sum() { return {.name = "sum", .arity = 1, .reduction = true, .accumulates = true, .infer = infer_reduction<OpId::sum, false>, .vjp = sum_vjp}; }
 OpDef reduce_max() {
-  return {.name = "reduce_max", .arity = 1, .infer = infer_reduction<OpId::reduce_max, true>, .vjp = extremum_vjp};
+  return {.name = "reduce_max", .arity = 1, .reduction = true, .infer = infer_reduction<OpId::reduce_max, true>, .vjp = extremum_vjp};
 }
 OpDef reduce_min() {
-  return {.name = "reduce_min", .arity = 1, .infer = infer_reduction<OpId::reduce_min, true>, .vjp = extremum_vjp};
+  return {.name = "reduce_min", .arity = 1, .reduction = true, .infer = infer_reduction<OpId::reduce_min, true>, .vjp = extremum_vjp};
 }
 OpDef argmax() {
   return {.name = "argmax", .arity = 1, .grad = GradKind::piecewise, .infer = infer_arg_reduction<OpId::argmax>};

@@ -50,9 +50,10 @@ class CpuBackend final : public Backend {
     return lower ? lower(ctx) : lower_kernel(ctx);
   }
   // Products and convolutions read their inputs many times while they write.
-  bool in_place(const Tape& tape, const Instr& instr, int i) const override {
-    return !onednn_lowering(instr.op) && kernel_in_place(tape, instr, i);
+  bool in_place(const Tape& tape, const Instr& instr, int i, int output) const override {
+    return !onednn_lowering(instr.op) && kernel_in_place(tape, instr, i, output);
   }
+  bool row_op(const Tape& tape, const Instr& instr) const override { return has_row_kernel(tape, instr); }
   Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override { return fuse_conv_bias(tape, keep); }
 
   // Big blocks lie on huge pages: a fresh 16 MiB buffer costs 9 ms to write on small pages, 0.6 ms on huge ones.

@@ -90,6 +90,7 @@ constexpr std::array kEntries{
     Entry{OpId::layer_norm, cpu::lower_layer_norm, 0, InPlace::first},
     Entry{OpId::rms_norm, cpu::lower_rms_norm, 0, InPlace::first},
     Entry{OpId::group_norm, cpu::lower_group_norm, 0, InPlace::first},
+    Entry{OpId::row_program, cpu::lower_row_program},
     Entry{OpId::uniform, cpu::lower_uniform},
     Entry{OpId::normal, cpu::lower_normal},
 };
@@ -102,6 +103,27 @@ const Entry* find(OpId op) {
 
 }  // namespace
 
+cpu::RowKernel cpu::row_kernel(OpId op) {
+  const Entry* e = find(op);
+  if (e == nullptr) return {};
+  const auto kind = e->lower == lower_unary ? RowKernel::unary : e->lower == lower_binary ? RowKernel::binary
+                    : e->lower == lower_compare ? RowKernel::compare : e->lower == lower_where ? RowKernel::where
+                    : e->lower == lower_cast ? RowKernel::cast : e->lower == lower_broadcast ? RowKernel::expand
+                    : e->lower == lower_reduction ? RowKernel::reduction : RowKernel::none;
+  return {kind, e->code};
+}
+
+bool has_row_kernel(const Tape& tape, const Instr& instr) {
+  const cpu::RowKernel kernel = cpu::row_kernel(instr.op);
+  if (kernel.kind == cpu::RowKernel::none) return false;
+  // One real type per region keeps the executor a template over it; i32 holds masks only.
+  const DType in = tape.type(instr.inputs[0]).dtype, out = tape.type(instr.outputs[0]).dtype;
+  if (kernel.kind == cpu::RowKernel::where) return is_real(out);
+  if (kernel.kind == cpu::RowKernel::compare) return is_real(in);
+  if (kernel.kind == cpu::RowKernel::cast) return in == DType::i32 && out == DType::f32;
+  return is_real(in) && in == out;
+}
+
 bool has_kernel(const Tape&, const Instr& instr) { return find(instr.op) != nullptr; }
 
 std::unique_ptr<Step> lower_kernel(LowerCtx& ctx) {
@@ -110,7 +132,8 @@ std::unique_ptr<Step> lower_kernel(LowerCtx& ctx) {
   return entry->lower(ctx, entry->code);
 }
 
-bool kernel_in_place(const Tape& tape, const Instr& instr, int i) {
+bool kernel_in_place(const Tape& tape, const Instr& instr, int i, int output) {
+  if (instr.op == OpId::row_program) return cpu::row_program_in_place(tape, instr, i, output);
   const Entry* entry = find(instr.op);
   if (entry == nullptr || entry->in_place == InPlace::never) return false;
   if (entry->in_place == InPlace::first && i != 0) return false;

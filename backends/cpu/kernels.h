@@ -17,8 +17,11 @@ bool has_kernel(const Tape& tape, const Instr& instr);
 // The step of one instruction for which has_kernel() is true.
 std::unique_ptr<Step> lower_kernel(LowerCtx& ctx);
 
-// Whether the kernel may write output 0 over input i while it runs.
-bool kernel_in_place(const Tape& tape, const Instr& instr, int i);
+// Whether the kernel may write that output over input i while it runs.
+bool kernel_in_place(const Tape& tape, const Instr& instr, int i, int output);
+
+// Whether the instruction can be part of a row program here.
+bool has_row_kernel(const Tape& tape, const Instr& instr);
 
 // The vector instruction set that steps are lowered for: "avx512", "avx2" or "generic". The best that the processor has,
 // unless set_isa() chose another.

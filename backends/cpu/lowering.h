@@ -49,6 +49,15 @@ StepPtr lower_layer_norm(LowerCtx& ctx, int);
 StepPtr lower_rms_norm(LowerCtx& ctx, int);
 StepPtr lower_group_norm(LowerCtx& ctx, int);
 
+// Row programs (core/row_program.h), by a tile interpreter on the inner loops of simd_table.h.
+StepPtr lower_row_program(LowerCtx& ctx, int);
+bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int output);
+struct RowKernel {
+  enum Kind : std::uint8_t { none, unary, binary, compare, where, cast, expand, reduction } kind = none;
+  int code = 0;   // simd::Unary, simd::Binary, simd::Compare or Reduction
+};
+RowKernel row_kernel(OpId op);
+
 StepPtr lower_uniform(LowerCtx& ctx, int);
 StepPtr lower_normal(LowerCtx& ctx, int);
 

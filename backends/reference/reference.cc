@@ -142,7 +142,7 @@ class ReferenceBackend final : public Backend {
     return fn(ctx);
   }
 
-  bool in_place(const Tape& tape, const Instr& instr, int i) const override {
+  bool in_place(const Tape& tape, const Instr& instr, int i, int) const override {
     return lowering(instr.op) == reference::elementwise &&
            tape.type(instr.inputs[static_cast<std::size_t>(i)]) == tape.type(instr.outputs[0]);
   }

@@ -1,0 +1,347 @@
+// Row programs by interpretation, a tile at a time: each op of the region runs over a tile that stays in the first-level
+// cache, so that memory is read and written once however long the region is.
+//
+// Invariants: tiles and the chunks that threads take depend on the shapes alone, folds are combined in the order of the
+// chunks, so results are the same for any number of threads. run() allocates nothing.
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+
+#include "backends/cpu/lowering.h"
+#include "core/row_program.h"
+
+namespace sg::cpu {
+namespace {
+
+using Layout = RowProgram::Layout;
+using Kind = RowProgram::Kind;
+
+constexpr std::size_t kTileBytes = 24 * 1024;   // all temporaries of a tile: they share the first-level cache with operands
+constexpr Index kMaxTile = 4096, kMinTile = 256;
+constexpr Index kMaxChunks = 64;
+
+std::size_t ix(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+// Where the elements of a register are, for the tile that starts at row r, element e.
+struct Place {
+  enum class Where : std::uint8_t { memory, scratch } where = Where::memory;
+  Layout layout = Layout::full;
+  std::byte* base = nullptr;       // memory: element 0 of the whole array
+  std::size_t offset = 0;          // scratch: bytes into the thread's part
+  std::size_t element = 4;
+  std::byte* copy_to = nullptr;    // scratch that is an output: written to memory when the tile is done
+};
+
+struct Tile { Index row, rows, first, count; };   // `first`: index of the first element; count = rows x columns
+
+struct Exec {
+  Kind kind = Kind::elementwise;
+  RowKernel kernel;
+  std::array<int, 3> in{};
+  int inputs = 0;
+  int out = 0;
+  double p = 0, q = 0;
+  std::size_t fold = 0;            // doubles before this op's partial in a chunk's part
+};
+
+template <class T> class Interpreter {
+ public:
+  Interpreter(LowerCtx& ctx, const RowProgram& program) : p_(program), table_(common_table<T>()) {
+    place_registers(ctx);
+    for (const RowProgram::Op& op : p_.code) {
+      Exec e{op.kind, row_kernel(op.op), {}, static_cast<int>(op.in.size()), op.out};
+      std::copy(op.in.begin(), op.in.end(), e.in.begin());
+      if (e.kernel.kind == RowKernel::unary) {
+        if (op.attrs.has("slope")) e.p = op.attrs.d("slope");
+        if (op.attrs.has("lo")) e.p = op.attrs.d("lo"), e.q = op.attrs.d("hi");
+      }
+      if (op.kind == Kind::reduce_columns || op.kind == Kind::reduce_all) {
+        e.fold = fold_size_;
+        fold_size_ += ix(p_.extent(p_.registers[ix(op.out)].layout));
+      }
+      code_.push_back(e);
+    }
+    const Index tiles = flat() ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows, tile_rows_);
+    chunks_ = std::min(tiles, kMaxChunks);
+    tiles_per_chunk_ = ceil_div(tiles, chunks_);
+    chunks_ = ceil_div(tiles, tiles_per_chunk_);
+    threads_ = p_.rows * p_.columns * static_cast<Index>(code_.size()) < kParallelWork ? 1 : omp_get_max_threads();
+    thread_bytes_ = align64(scratch_bytes_);
+    fold_bytes_ = align64(fold_size_ * sizeof(double));
+    scratch_ = Scratch(ctx, thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunks_));
+  }
+
+  void run() const {
+    const int threads = std::min<int>(static_cast<int>(threads_), omp_get_max_threads());
+    if (threads == 1 || chunks_ == 1) {
+      for (Index c = 0; c < chunks_; ++c) run_chunk(c, 0);
+    } else {
+#pragma omp parallel for schedule(static) num_threads(threads)
+      for (Index c = 0; c < chunks_; ++c) run_chunk(c, omp_get_thread_num());
+    }
+    for (const Exec& e : code_)
+      if (e.kind == Kind::reduce_columns || e.kind == Kind::reduce_all) combine(e);
+  }
+
+  std::string detail() const {
+    return fmt::format("{} x {}, {} ops, tiles of {}: {}", p_.rows, p_.columns, p_.code.size(), flat() ? tile_ : tile_rows_ * p_.columns, p_.formula());
+  }
+
+ private:
+  static constexpr Index kParallelWork = 65536;   // elements times ops that are worth waking a thread for
+
+  bool flat() const { return p_.rows == 1; }
+  Index columns_of(const Tile& t) const { return flat() ? t.count : p_.columns; }
+
+  void place_registers(LowerCtx& ctx) {
+    places_.resize(p_.registers.size());
+    const Instr& instr = ctx.instr();
+    std::vector<int> last_use(p_.registers.size(), -1), made_at(p_.registers.size(), -1);
+    for (std::size_t i = 0; i < p_.code.size(); ++i) {
+      for (int r : p_.code[i].in) last_use[ix(r)] = static_cast<int>(i);
+      made_at[ix(p_.code[i].out)] = static_cast<int>(i);
+    }
+    for (std::size_t r = 0; r < places_.size(); ++r) {
+      places_[r].layout = p_.registers[r].layout;
+      places_[r].element = size_of(p_.registers[r].dtype);
+    }
+    for (int i = 0; i < p_.inputs; ++i) places_[ix(i)].base = static_cast<std::byte*>(ctx.data(instr.inputs[ix(i)]));
+
+    std::vector<char> temporary(places_.size(), 0);
+    for (std::size_t r = ix(p_.inputs); r < places_.size(); ++r) temporary[r] = 1;
+    for (std::size_t k = 0; k < p_.outputs.size(); ++k) {
+      const int r = p_.outputs[k];
+      Place& place = places_[ix(r)];
+      auto* memory = static_cast<std::byte*>(ctx.data(instr.outputs[k]));
+      // An output that lies over an input which a later op still reads waits in scratch until the tile is done.
+      bool clobbers = false;
+      for (int i = 0; i < p_.inputs; ++i) clobbers = clobbers || (places_[ix(i)].base == memory && last_use[ix(i)] > made_at[ix(r)]);
+      // ... or which this op reads as another element type.
+      for (int in : p_.code[ix(made_at[ix(r)])].in)
+        clobbers = clobbers || (in < p_.inputs && places_[ix(in)].base == memory && p_.registers[ix(in)].dtype != p_.registers[ix(r)].dtype);
+      if (clobbers) place.copy_to = memory;
+      else place.base = memory, temporary[ix(r)] = 0;
+    }
+    // Slots for temporaries, reused when the last reader has run; outputs that wait keep theirs.
+    struct Slot { Layout layout; std::size_t element; int free_after; };
+    std::vector<Slot> slots;
+    std::vector<int> slot_of(places_.size(), -1);
+    for (std::size_t i = 0; i < p_.code.size(); ++i) {
+      const auto r = ix(p_.code[i].out);
+      const Layout layout = places_[r].layout;
+      if (temporary[r] == 0 || (layout != Layout::full && layout != Layout::row)) continue;
+      const int until = places_[r].copy_to != nullptr ? std::numeric_limits<int>::max() : std::max(last_use[r], static_cast<int>(i));
+      // Elementwise kernels may write over an operand of the same type whose last reader they are.
+      const int now = static_cast<int>(i);
+      int found = -1;
+      for (std::size_t s = 0; s < slots.size() && found < 0; ++s)
+        if (slots[s].layout == layout && slots[s].element == places_[r].element && slots[s].free_after < now) found = static_cast<int>(s);
+      if (found < 0) {
+        found = static_cast<int>(slots.size());
+        slots.push_back({layout, places_[r].element, 0});
+      }
+      slots[ix(found)].free_after = until;
+      slot_of[r] = found;
+    }
+    std::size_t per_element = 0;
+    for (const Slot& s : slots) per_element += s.layout == Layout::full ? s.element : 0;
+    tile_ = per_element == 0 ? kMaxTile : static_cast<Index>(kTileBytes / per_element) / 64 * 64;
+    tile_ = std::clamp(tile_, kMinTile, kMaxTile);
+    tile_rows_ = std::max<Index>(1, tile_ / std::max<Index>(p_.columns, 1));
+    const Index full = flat() ? tile_ : tile_rows_ * p_.columns;
+    std::vector<std::size_t> offsets;
+    for (const Slot& s : slots) {
+      offsets.push_back(scratch_bytes_);
+      scratch_bytes_ += align64(ix(s.layout == Layout::full ? full : tile_rows_) * s.element);
+    }
+    accumulator_offset_ = scratch_bytes_;
+    scratch_bytes_ += align64(ix(tile_rows_) * sizeof(double));
+    for (std::size_t r = 0; r < places_.size(); ++r)
+      if (slot_of[r] >= 0) {
+        places_[r].where = Place::Where::scratch;
+        places_[r].offset = offsets[ix(slot_of[r])];
+      }
+  }
+
+  template <class U> U* at(int reg, const Tile& t, std::byte* scratch) const {
+    const Place& p = places_[ix(reg)];
+    if (p.where == Place::Where::scratch) return reinterpret_cast<U*>(scratch + p.offset);
+    auto* base = reinterpret_cast<U*>(p.base);
+    return p.layout == Layout::full ? base + t.first : p.layout == Layout::row ? base + t.row : base;
+  }
+
+  // As the operand of an op whose result is full: the distance between rows, and whether a row is one number.
+  Index stride(int reg) const {
+    const Layout l = places_[ix(reg)].layout;
+    return l == Layout::full ? p_.columns : l == Layout::row ? 1 : 0;
+  }
+  bool one_number(int reg, bool row_result) const {
+    const Layout l = places_[ix(reg)].layout;
+    return row_result ? l == Layout::scalar : l == Layout::row || l == Layout::scalar;
+  }
+
+  void run_chunk(Index chunk, int thread) const {
+    std::byte* scratch = scratch_.at<std::byte>(thread_bytes_ * ix(thread));
+    double* folds = scratch_.at<double>(thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunk));
+    std::fill(folds, folds + fold_size_, 0.0);
+    const Index tiles = flat() ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows, tile_rows_);
+    const Index end = std::min(tiles, (chunk + 1) * tiles_per_chunk_);
+    for (Index k = chunk * tiles_per_chunk_; k < end; ++k) {
+      Tile t{};
+      if (flat()) t = {0, 1, k * tile_, std::min(tile_, p_.columns - k * tile_)};
+      else {
+        t.row = k * tile_rows_;
+        t.rows = std::min(tile_rows_, p_.rows - t.row);
+        t.first = t.row * p_.columns;
+        t.count = t.rows * p_.columns;
+      }
+      for (const Exec& e : code_) run_op(e, t, scratch, folds);
+      for (int r : p_.outputs)
+        if (const Place& p = places_[ix(r)]; p.copy_to != nullptr) {
+          const Index first = p.layout == Layout::full ? t.first : t.row, count = p.layout == Layout::full ? t.count : t.rows;
+          std::memcpy(p.copy_to + ix(first) * p.element, scratch + p.offset, ix(count) * p.element);
+        }
+    }
+  }
+
+  void run_op(const Exec& e, const Tile& t, std::byte* scratch, double* folds) const {
+    const Index cols = columns_of(t);
+    const bool row_result = places_[ix(e.out)].layout == Layout::row;
+    switch (e.kind) {
+      case Kind::reduce_all: {
+        const bool rows_only = places_[ix(e.in[0])].layout == Layout::row;
+        const Index n = rows_only ? t.rows : t.count;
+        table_.sum_rows(at<T>(e.in[0], t, scratch), 1, n, n, folds + e.fold);
+        return;
+      }
+      case Kind::reduce_columns:
+        table_.sum_cols(at<T>(e.in[0], t, scratch), t.rows, cols, cols, folds + e.fold);
+        return;
+      case Kind::reduce_row: reduce_row(e, t, scratch); return;
+      case Kind::expand:
+        if (places_[ix(e.out)].element == sizeof(T)) expand<T>(e, t, scratch);
+        else expand<std::int32_t>(e, t, scratch);
+        return;
+      case Kind::elementwise: break;
+    }
+    // A row result is one flat stretch of t.rows numbers, a full one t.rows stretches of cols.
+    const Index n = row_result ? t.rows : t.count;
+    auto operand_stride = [&](int reg) { return row_result ? 0 : stride(reg); };
+    auto whole = [&](int reg) { return one_number(reg, row_result) ? places_[ix(reg)].layout == Layout::scalar : places_[ix(reg)].layout != Layout::column; };
+    switch (e.kernel.kind) {
+      case RowKernel::unary: table_.unary[e.kernel.code](at<T>(e.in[0], t, scratch), at<T>(e.out, t, scratch), n, e.p, e.q); return;
+      case RowKernel::cast: {
+        const std::int32_t* x = at<std::int32_t>(e.in[0], t, scratch);
+        T* y = at<T>(e.out, t, scratch);
+        for (Index i = 0; i < n; ++i) y[i] = static_cast<T>(x[i]);
+        return;
+      }
+      case RowKernel::binary:
+      case RowKernel::compare: {
+        const int a = e.in[0], b = e.in[1];
+        const std::size_t mode = one_number(b, row_result) ? 1 : one_number(a, row_result) ? 2 : 0;
+        // Where neither operand changes from row to row, the tile is one long row.
+        const bool one_row = row_result || flat() || (whole(a) && whole(b));
+        const Index rows = one_row ? 1 : t.rows, length = one_row ? n : cols;
+        if (e.kernel.kind == RowKernel::binary)
+          table_.binary[e.kernel.code][mode](at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch), operand_stride(b), at<T>(e.out, t, scratch), rows, length);
+        else
+          table_.compare[e.kernel.code][mode](at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch), operand_stride(b), at<std::int32_t>(e.out, t, scratch), rows, length);
+        return;
+      }
+      case RowKernel::where: {
+        const int c = e.in[0], a = e.in[1], b = e.in[2];
+        const std::size_t mode = (one_number(c, row_result) ? 1u : 0u) | (one_number(a, row_result) ? 2u : 0u) | (one_number(b, row_result) ? 4u : 0u);
+        const bool one_row = row_result || flat() || (whole(c) && whole(a) && whole(b));
+        table_.where[mode](at<std::int32_t>(c, t, scratch), operand_stride(c), at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch), operand_stride(b),
+                           at<T>(e.out, t, scratch), one_row ? 1 : t.rows, one_row ? n : cols);
+        return;
+      }
+      default: return;
+    }
+  }
+
+  template <class U> void expand(const Exec& e, const Tile& t, std::byte* scratch) const {
+    const U* x = at<U>(e.in[0], t, scratch);
+    U* y = at<U>(e.out, t, scratch);
+    const Index cols = columns_of(t);
+    for (Index r = 0; r < t.rows; ++r, y += cols) switch (places_[ix(e.in[0])].layout) {
+        case Layout::full: std::memcpy(y, x + r * cols, ix(cols) * sizeof(U)); break;
+        case Layout::column: std::memcpy(y, x, ix(cols) * sizeof(U)); break;
+        case Layout::row: std::fill(y, y + cols, x[r]); break;
+        case Layout::scalar: std::fill(y, y + cols, *x); break;
+      }
+  }
+
+  void reduce_row(const Exec& e, const Tile& t, std::byte* scratch) const {
+    const T* x = at<T>(e.in[0], t, scratch);
+    T* y = at<T>(e.out, t, scratch);
+    const Index cols = columns_of(t);
+    if (static_cast<Reduction>(e.kernel.code) == Reduction::sum) {
+      auto* acc = reinterpret_cast<double*>(scratch + accumulator_offset_);
+      std::fill(acc, acc + t.rows, 0.0);
+      table_.sum_rows(x, t.rows, cols, cols, acc);
+      for (Index r = 0; r < t.rows; ++r) y[r] = static_cast<T>(acc[r]);
+      return;
+    }
+    const bool max = static_cast<Reduction>(e.kernel.code) == Reduction::max;
+    const T start = max ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::infinity();
+    std::fill(y, y + t.rows, start);
+    (max ? table_.max_rows : table_.min_rows)(x, t.rows, cols, cols, y);
+  }
+
+  void combine(const Exec& e) const {
+    const Index n = p_.extent(places_[ix(e.out)].layout);
+    T* y = reinterpret_cast<T*>(places_[ix(e.out)].base);
+    const double* first = scratch_.at<double>(thread_bytes_ * ix(threads_)) + e.fold;
+    const std::size_t step = fold_bytes_ / sizeof(double);
+    for (Index k = 0; k < n; ++k) {
+      double s = 0;
+      for (Index c = 0; c < chunks_; ++c) s += first[ix(c) * step + ix(k)];
+      y[k] = static_cast<T>(s);
+    }
+  }
+
+  const RowProgram p_;
+  const simd::Common<T>& table_;
+  std::vector<Place> places_;
+  std::vector<Exec> code_;
+  Index tile_ = 0, tile_rows_ = 1, chunks_ = 1, tiles_per_chunk_ = 1, threads_ = 1;
+  std::size_t scratch_bytes_ = 0, accumulator_offset_ = 0, thread_bytes_ = 0, fold_bytes_ = 0, fold_size_ = 0;
+  Scratch scratch_;
+};
+
+template <class T> class RowProgramStep final : public Step {
+ public:
+  RowProgramStep(LowerCtx& ctx, const RowProgram& program) : interpreter_(ctx, program) {}
+  void run() override { interpreter_.run(); }
+  std::string detail() const override { return interpreter_.detail(); }
+
+ private:
+  Interpreter<T> interpreter_;
+};
+
+}  // namespace
+
+StepPtr lower_row_program(LowerCtx& ctx, int) {
+  const RowProgram& program = ctx.tape().row_program(ctx.attrs().i("program"));
+  const bool wide = std::any_of(program.registers.begin(), program.registers.end(), [](const auto& r) { return r.dtype == DType::f64; });
+  if (wide) return std::make_unique<RowProgramStep<double>>(ctx, program);
+  return std::make_unique<RowProgramStep<float>>(ctx, program);
+}
+
+// A tile reads and writes its own rows only, so an output may take the place of an input of the same layout.
+bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int output) {
+  const RowProgram& p = tape.row_program(instr.attrs.i("program"));
+  const auto &in = p.registers[ix(i)], &out = p.registers[ix(p.outputs[ix(output)])];
+  const bool tiled = in.layout == Layout::full || in.layout == Layout::row;
+  // The same value may come in under two layouts; then other rows read it too.
+  const auto value = instr.inputs[ix(i)];
+  return tiled && in.layout == out.layout && size_of(in.dtype) == size_of(out.dtype) &&
+         std::count(instr.inputs.begin(), instr.inputs.end(), value) == 1;
+}
+
+}  // namespace sg::cpu
