@@ -21,6 +21,7 @@ LowerFn lowering(OpId op) {
     case OpId::constant:
     case OpId::read:
     case OpId::assign:
+    case OpId::row_program:
     case OpId::reshape:
     case OpId::stop_gradient:
       return nullptr;
