@@ -1,0 +1,116 @@
+// Entry of stopgrad_tests: gtest's flags and those of Flags. A selection that matches nothing fails, so does an unknown
+// backend; backends that the build lacks are counted as skipped, and --require-backend makes an absent one a failure.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <iostream>
+#include <sstream>
+
+#include "backends/backends.h"
+#include "conformance/conformance.h"
+#include "support/flags.h"
+
+namespace sg::test {
+
+Flags& flags() {
+  static Flags instance;
+  return instance;
+}
+
+namespace {
+
+constexpr const char* kUsage =
+    "stopgrad_tests [gtest flags] [--backend=NAME,...] [--config=NAME,...] [--seed=N] [--op=NAME] [--case=NAME]\n"
+    "               [--coverage] [--require-backend=NAME]\n";
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  std::istringstream in(text);
+  for (std::string part; std::getline(in, part, ',');) parts.push_back(part);
+  return parts;
+}
+
+std::string join(const std::vector<std::string>& parts) {
+  std::string text;
+  for (const auto& part : parts) text += (text.empty() ? "" : ", ") + part;
+  return text;
+}
+
+[[noreturn]] void refuse(const std::string& message) { throw Error(ErrorKind::usage, message); }
+
+void parse(int argc, char** argv) {
+  Flags& f = flags();
+  for (const auto name : backend_names()) f.backends.emplace_back(name);
+  for (const auto& config : configs()) f.configs.push_back(config.name);
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const auto equals = argument.find('=');
+    const std::string name = argument.substr(0, equals);
+    const std::string value = equals == std::string::npos ? "" : argument.substr(equals + 1);
+    if (name == "--backend") {
+      f.backends = split(value);
+      for (const auto& b : f.backends) backend(b);
+    } else if (name == "--require-backend") {
+      backend(value);
+    } else if (name == "--config") {
+      f.configs = split(value);
+      for (const auto& wanted : f.configs) {
+        const auto all = configs();
+        if (std::none_of(all.begin(), all.end(), [&](const Config& c) { return c.name == wanted; })) {
+          std::vector<std::string> names;
+          for (const auto& c : all) names.push_back(c.name);
+          refuse("unknown config '" + wanted + "'; there are: " + join(names));
+        }
+      }
+    } else if (name == "--seed") {
+      f.seed = static_cast<std::uint32_t>(std::stoul(value));
+    } else if (name == "--op") {
+      f.op = value;
+    } else if (name == "--case") {
+      f.case_name = value;
+    } else if (name == "--coverage") {
+      f.coverage = true;
+    } else {
+      refuse("unknown flag " + argument + "\n" + kUsage);
+    }
+  }
+  if (f.backends.empty() || f.configs.empty()) refuse("no backend or no config was selected");
+  if (!f.op.empty() || !f.case_name.empty()) {
+    if (selected_cases().empty()) refuse("no case matches --op=" + f.op + " --case=" + f.case_name);
+    if (GTEST_FLAG_GET(filter) == "*") GTEST_FLAG_SET(filter, "Conformance.*:Gradcheck.*");
+  }
+}
+
+int run(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  parse(argc, argv);
+  if (flags().coverage) return print_coverage() ? 0 : 1;
+  register_case_tests();
+  const int status = RUN_ALL_TESTS();
+  if (GTEST_FLAG_GET(list_tests)) return status;
+  const auto& unit = *testing::UnitTest::GetInstance();
+  for (const auto& known : kKnownBackends) {
+    const auto have = backend_names();
+    if (std::find(have.begin(), have.end(), known) == have.end())
+      std::cout << "SKIPPED backend " << known << ": not in this build (" << selected_cases().size() << " cases)\n";
+  }
+  if (unit.test_to_run_count() == 0) {
+    std::cerr << "FAILED: no test matches --gtest_filter=" << GTEST_FLAG_GET(filter) << "\n";
+    return 1;
+  }
+  std::cout << unit.successful_test_count() << " passed, " << unit.failed_test_count() << " failed, "
+            << unit.skipped_test_count() << " skipped\n";
+  return status;
+}
+
+}  // namespace
+}  // namespace sg::test
+
+int main(int argc, char** argv) {
+  try {
+    return sg::test::run(argc, argv);
+  } catch (const std::exception& e) {
+    std::cerr << "stopgrad_tests: " << e.what() << "\n";
+    return 2;
+  }
+}
