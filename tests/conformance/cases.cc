@@ -1,4 +1,4 @@
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 
 #include <algorithm>
 #include <cmath>

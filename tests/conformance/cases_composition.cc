@@ -1,5 +1,5 @@
 // Cases of compositions: what models are written with, and patterns that passes rewrite.
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/estimators.h"

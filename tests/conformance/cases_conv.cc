@@ -1,6 +1,6 @@
 // Cases of convolutions and pooling: kernel sizes, strides, asymmetric padding, dilation, groups, single channels, sizes
 // that strides do not divide, and the layers of the VQ-VAE baseline at a small batch.
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/op_ids.h"

@@ -2,7 +2,7 @@
 // NaN and infinities, and points on either side of every kink.
 #include <cmath>
 
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/op_ids.h"
 

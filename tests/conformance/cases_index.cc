@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/index.h"
 #include "ops/reduce.h"

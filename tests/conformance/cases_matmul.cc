@@ -1,7 +1,7 @@
 // Cases of matmul: the four transposes, batches and their broadcasting, sizes that no tile divides, one row, one column.
 #include <cmath>
 
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 

@@ -1,7 +1,7 @@
 // Cases of softmax and the normalisations, also on rows that are constant, of one element, or far from zero.
 #include <cmath>
 
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/norm.h"
 

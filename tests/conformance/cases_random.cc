@@ -1,5 +1,5 @@
 // Cases of random numbers: the same on every backend, to the last bit for uniform.
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/random.h"
 #include "ops/reduce.h"

@@ -1,7 +1,7 @@
 // Cases of reductions: each kind of axes (all, last, first, middle, several, none left), keep, ties, extents of 0 and 1.
 #include <cmath>
 
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/reduce.h"
 
@@ -14,7 +14,7 @@ using Reduce = Value (*)(Operand, Axes, bool);
 struct Row { const char* op; Reduce f; };
 constexpr Row kReductions[] = {{"sum", sum}, {"mean", mean}, {"reduce_max", max}, {"reduce_min", min}};
 
-Build reduce(Reduce f, Axes axes, bool keep) {
+Build over(Reduce f, Axes axes, bool keep) {
   return [=](Tape&, In x) { return f(x[0], axes, keep); };
 }
 
@@ -23,31 +23,31 @@ Build reduce(Reduce f, Axes axes, bool keep) {
 void add_reduce_cases(CaseList& list) {
   for (const auto& row : kReductions) {
     const bool by_order = row.f == static_cast<Reduce>(max) || row.f == static_cast<Reduce>(min);
-    list.add(row.op, "all", {distinct_reals({3, 4, 2})}, reduce(row.f, {}, false));
-    list.add(row.op, "all_keep", {distinct_reals({3, 4, 2})}, reduce(row.f, {}, true));
-    list.add(row.op, "last", {distinct_reals({3, 4, 2})}, reduce(row.f, {-1}, false));
-    list.add(row.op, "first", {distinct_reals({3, 4, 2})}, reduce(row.f, {0}, false));
-    list.add(row.op, "middle_keep", {distinct_reals({3, 4, 2})}, reduce(row.f, {1}, true));
-    list.add(row.op, "outer_two", {distinct_reals({3, 4, 2})}, reduce(row.f, {0, 1}, false));
-    list.add(row.op, "first_and_last", {distinct_reals({3, 4, 2})}, reduce(row.f, {0, -1}, true));
-    list.add(row.op, "image_axes", {distinct_reals({2, 3, 3, 4})}, reduce(row.f, {1, 2}, false));
-    list.add(row.op, "extent_one", {distinct_reals({3, 1, 2})}, reduce(row.f, {1}, false));
-    list.add(row.op, "scalar", {distinct_reals({})}, reduce(row.f, {}, false));
-    list.add(row.op, "large_all", {normal_reals({300, 257})}, reduce(row.f, {}, false)).no_gradcheck();
-    list.add(row.op, "large_last", {normal_reals({301, 257})}, reduce(row.f, {-1}, false)).no_gradcheck();
-    list.add(row.op, "large_first", {normal_reals({1025, 67})}, reduce(row.f, {0}, false)).no_gradcheck();
-    list.add(row.op, "large_middle", {normal_reals({17, 129, 33})}, reduce(row.f, {1}, false)).no_gradcheck();
-    list.add(row.op, "special", {special_reals({9, 4})}, reduce(row.f, {1}, false)).no_gradient();
+    list.add(row.op, "all", {distinct_reals({3, 4, 2})}, over(row.f, {}, false));
+    list.add(row.op, "all_keep", {distinct_reals({3, 4, 2})}, over(row.f, {}, true));
+    list.add(row.op, "last", {distinct_reals({3, 4, 2})}, over(row.f, {-1}, false));
+    list.add(row.op, "first", {distinct_reals({3, 4, 2})}, over(row.f, {0}, false));
+    list.add(row.op, "middle_keep", {distinct_reals({3, 4, 2})}, over(row.f, {1}, true));
+    list.add(row.op, "outer_two", {distinct_reals({3, 4, 2})}, over(row.f, {0, 1}, false));
+    list.add(row.op, "first_and_last", {distinct_reals({3, 4, 2})}, over(row.f, {0, -1}, true));
+    list.add(row.op, "image_axes", {distinct_reals({2, 3, 3, 4})}, over(row.f, {1, 2}, false));
+    list.add(row.op, "extent_one", {distinct_reals({3, 1, 2})}, over(row.f, {1}, false));
+    list.add(row.op, "scalar", {distinct_reals({})}, over(row.f, {}, false));
+    list.add(row.op, "large_all", {normal_reals({300, 257})}, over(row.f, {}, false)).no_gradcheck();
+    list.add(row.op, "large_last", {normal_reals({301, 257})}, over(row.f, {-1}, false)).no_gradcheck();
+    list.add(row.op, "large_first", {normal_reals({1025, 67})}, over(row.f, {0}, false)).no_gradcheck();
+    list.add(row.op, "large_middle", {normal_reals({17, 129, 33})}, over(row.f, {1}, false)).no_gradcheck();
+    list.add(row.op, "special", {special_reals({9, 4})}, over(row.f, {1}, false)).no_gradient();
     if (by_order)
-      list.add(row.op, "ties", {small_integers({5, 9}, -1, 1)}, reduce(row.f, {-1}, false)).no_gradcheck();
+      list.add(row.op, "ties", {small_integers({5, 9}, -1, 1)}, over(row.f, {-1}, false)).no_gradcheck();
     else
-      list.add(row.op, "nothing", {normal_reals({0, 3})}, reduce(row.f, {1}, false)).no_gradcheck();
+      list.add(row.op, "nothing", {normal_reals({0, 3})}, over(row.f, {1}, false)).no_gradcheck();
   }
-  list.add("sum", "nothing_to_zero", {normal_reals({3, 0})}, reduce(sum, {1}, false)).no_gradcheck();
-  list.add("sum", "exact", {small_integers({999, 64}, -8, 8)}, reduce(sum, {}, false)).no_gradcheck().accuracy(0, 0);
-  list.add("sum", "integers", {indices({7, 9}, 100)}, reduce(sum, {0}, false));
-  list.add("reduce_max", "integers", {indices({7, 9}, 100)}, reduce(max, {1}, false));
-  list.add("reduce_min", "integers", {indices({7, 9}, 100)}, reduce(min, {0}, true));
+  list.add("sum", "nothing_to_zero", {normal_reals({3, 0})}, over(sum, {1}, false)).no_gradcheck();
+  list.add("sum", "exact", {small_integers({999, 64}, -8, 8)}, over(sum, {}, false)).no_gradcheck().accuracy(0, 0);
+  list.add("sum", "integers", {indices({7, 9}, 100)}, over(sum, {0}, false));
+  list.add("reduce_max", "integers", {indices({7, 9}, 100)}, over(max, {1}, false));
+  list.add("reduce_min", "integers", {indices({7, 9}, 100)}, over(min, {0}, true));
 
   struct Arg { const char* op; Value (*f)(Operand, std::int64_t); };
   for (const auto& row : {Arg{"argmax", argmax}, Arg{"argmin", argmin}}) {

@@ -1,5 +1,5 @@
 // Cases of ops that move elements. Their results are compared without any tolerance.
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/gradient.h"
 #include "ops/shape_ops.h"

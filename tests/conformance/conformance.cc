@@ -1,4 +1,4 @@
-#include "conformance/conformance.h"
+#include "tests/conformance/conformance.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -12,7 +12,7 @@
 #include "core/gradcheck.h"
 #include "ops/elementwise.h"
 #include "ops/reduce.h"
-#include "support/flags.h"
+#include "tests/support/flags.h"
 
 namespace sg::test {
 namespace {

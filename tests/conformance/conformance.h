@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "conformance/cases.h"
+#include "tests/conformance/cases.h"
 #include "core/program.h"
 
 namespace sg::test {

@@ -7,8 +7,8 @@
 #include <sstream>
 
 #include "backends/backends.h"
-#include "conformance/conformance.h"
-#include "support/flags.h"
+#include "tests/conformance/conformance.h"
+#include "tests/support/flags.h"
 
 namespace sg::test {
 
