@@ -59,7 +59,6 @@ void add_index_cases(CaseList& list) {
   list.add("gather_rows", "one_index", {normal_reals({4, 2}), ints({}, {2})}, gather);
   list.add("gather_rows", "no_indices", {normal_reals({4, 2}), indices({0}, 4)}, gather).no_gradcheck();
   list.add("gather_rows", "large", {normal_reals({512, 64}), indices({3000}, 512)}, gather).no_gradcheck();
-  list.add("gather_rows", "integers", {indices({6, 3}, 99), indices({9}, 6)}, gather);
 
   const auto scatter = [](std::int64_t rows) { return [rows](Tape&, In v) { return scatter_add_rows(v[0], v[1], rows); }; };
   list.add("scatter_add_rows", "small", {indices({7}, 4), normal_reals({7, 3})}, scatter(4));

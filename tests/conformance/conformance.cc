@@ -121,7 +121,8 @@ void record_case(CaseGraph& graph, const Case& c, std::span<const Tensor> inputs
       reached.push_back(graph.inputs[i]);
       graph.wrt.push_back(i);
     }
-  if (!reached.empty()) graph.gradients = gradients(loss, reached);
+  // zero: a rule may send nothing to an input that its op is called smooth in (the second of relu_grad).
+  if (!reached.empty()) graph.gradients = gradients(loss, reached, IfUnreachable::zero);
 }
 
 std::vector<const Case*> selected_cases() {
