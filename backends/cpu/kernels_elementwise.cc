@@ -66,7 +66,6 @@ template <std::size_t N> BroadcastPlan<N> plan_broadcast(const Shape& out, const
 // f(offsets of the operands, offset of the output, rows, cols) for pieces that cover the output.
 template <std::size_t N, class F> void run_plan(const BroadcastPlan<N>& plan, Index grain, F&& f) {
   const Index rows = plan.outer * plan.rows;
-  std::array<Index, N> at{};
   if (rows == 1) {
     parallel_chunks(plan.cols, grain, 64, [&](Index begin, Index end) {
       std::array<Index, N> own{};
@@ -76,10 +75,11 @@ template <std::size_t N, class F> void run_plan(const BroadcastPlan<N>& plan, In
     return;
   }
   if (plan.cols == 0) return;
-  parallel_rows(rows, plan.cols, grain, [&, at](Index begin, Index end) mutable {
+  parallel_rows(rows, plan.cols, grain, [&](Index begin, Index end) {
     while (begin < end) {
       const Index r = begin % plan.rows, n = std::min(end - begin, plan.rows - r);
       Index o = begin / plan.rows;
+      std::array<Index, N> at{};
       for (std::size_t i = 0; i < N; ++i) at[i] = r * plan.row_stride[i];
       for (std::size_t d = 0; d < plan.outer_rank; ++d) {
         const Index k = o % plan.outer_dims[d];

@@ -10,10 +10,8 @@
 namespace sg::cpu {
 namespace {
 
-// Whether x takes the place of the best so far: strictly better, or a number where the best is a NaN.
-template <bool kMax, class T> bool better(T x, T best) { return (kMax ? x > best : x < best) || (best != best && x == x); }
-
-// x (outer, extent, inner) -> index along the middle axis. An axis full of NaN gives 0.
+// x (outer, extent, inner) -> index along the middle axis, ties to the lowest. A number takes the place of a NaN; an axis
+// full of NaN gives 0.
 template <bool kMax, class T> StepPtr arg_reduce(LowerCtx& ctx) {
   const Shape& shape = ctx.in_type(0).shape;
   const auto axis = static_cast<int>(ctx.attrs().i("axis"));
@@ -21,18 +19,11 @@ template <bool kMax, class T> StepPtr arg_reduce(LowerCtx& ctx) {
   for (int d = 0; d < axis; ++d) outer *= shape[d];
   for (int d = axis + 1; d < shape.rank(); ++d) inner *= shape[d];
   const Index extent = shape[axis];
+  const auto rows_fn = kMax ? common_table<T>().argmax_rows : common_table<T>().argmin_rows;
   return make_step([=, x = ctx.in<T>(0), y = ctx.out<std::int32_t>()] {
     if (inner == 1) {
-      parallel_rows(outer, extent, kGrain, [&](Index begin, Index end) {
-        for (Index o = begin; o < end; ++o) {
-          const T* row = x + o * extent;
-          T best = row[0];
-          Index at = 0;
-          for (Index j = 1; j < extent; ++j)
-            if (better<kMax>(row[j], best)) best = row[j], at = j;
-          y[o] = static_cast<std::int32_t>(at);
-        }
-      });
+      parallel_rows(outer, extent, kGrain,
+                    [&](Index begin, Index end) { rows_fn(x + begin * extent, end - begin, extent, y + begin); });
       return;
     }
     constexpr Index kStrip = 256;

@@ -1,5 +1,6 @@
 // Ops that move elements: transpose, broadcast, slice, concat, pad, upsample are one strided copy each (a part of
 // concat each), avg_pool is a loop over windows.
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <vector>
@@ -215,9 +216,10 @@ StepPtr lower_concat(LowerCtx& ctx, int) {
   });
 }
 
-// The output is filled with `value`, then the input is spread over it.
+// Without interior padding every output row of the last padded axis (with the axes behind it) is value, input, value,
+// or all value. With it, the output is filled with `value` and the input spread over it.
 StepPtr lower_pad(LowerCtx& ctx, int) {
-  const Shape &in = ctx.in_type(0).shape, &out = ctx.out_type().shape;
+  const Shape in = ctx.in_type(0).shape, out = ctx.out_type().shape;
   const auto src = dense_strides(in), dst = dense_strides(out);
   const auto &before = ctx.attrs().ints("before"), &interior = ctx.attrs().ints("interior");
   StridedCopy copy;
@@ -227,12 +229,45 @@ StepPtr lower_pad(LowerCtx& ctx, int) {
     offset += before[d] * dst[d];
   }
   copy.finish();
+  int last = in.rank() - 1;
+  while (last > 0 && in[last] == out[last]) --last;
+  const bool spread = in.rank() == 0 || std::any_of(interior.begin(), interior.end(), [](Index i) { return i > 0; });
   return with_any(ctx.out_type().dtype, [&](auto element) {
     using T = decltype(element);
-    return make_step([copy, offset, value = static_cast<T>(ctx.attrs().d("value")), n = out.elements(), x = ctx.in<T>(0),
-                      y = ctx.out<T>()] {
-      parallel_chunks(n, kGrain, 64, [&](Index begin, Index end) { std::fill(y + begin, y + end, value); });
-      run_copy(copy, x, y + offset);
+    const T value = static_cast<T>(ctx.attrs().d("value"));
+    const T* x = ctx.in<T>(0);
+    T* y = ctx.out<T>();
+    if (spread) {
+      return make_step([=, n = out.elements()] {
+        parallel_chunks(n, kGrain, 64, [&](Index begin, Index end) { std::fill(y + begin, y + end, value); });
+        run_copy(copy, x, y + offset);
+      });
+    }
+    std::array<Index, Shape::kMaxRank> lead{};
+    std::copy(before.begin(), before.end(), lead.begin());
+    const Index unit = dst[static_cast<std::size_t>(last)];
+    return make_step([=, head = lead[static_cast<std::size_t>(last)] * unit, body = in[last] * unit, row = out[last] * unit,
+                      rows = out.elements() / std::max<Index>(1, out[last] * unit)] {
+      parallel_rows(rows, row, kGrain, [&](Index begin, Index end) {
+        for (Index r = begin; r < end; ++r) {
+          Index rest = r, from = 0;
+          bool inside = true;
+          for (int d = last - 1; d >= 0; --d) {
+            const Index i = rest % out[d] - lead[static_cast<std::size_t>(d)];
+            rest /= out[d];
+            inside = inside && i >= 0 && i < in[d];
+            from += i * src[static_cast<std::size_t>(d)];
+          }
+          T* to = y + r * row;
+          if (!inside) {
+            std::fill_n(to, row, value);
+            continue;
+          }
+          std::fill_n(to, head, value);
+          std::copy_n(x + from, body, to + head);
+          std::fill(to + head + body, to + row, value);
+        }
+      });
     });
   });
 }

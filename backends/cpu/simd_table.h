@@ -51,6 +51,9 @@ template <class T> struct Common {
   void (*max_cols)(const T* x, Index rows, Index ld, Index cols, T* acc);
   void (*min_rows)(const T* x, Index rows, Index ld, Index cols, T* acc);
   void (*min_cols)(const T* x, Index rows, Index ld, Index cols, T* acc);
+  // Index of each row's extremum (cols >= 1), ties to the lowest, NaN only where there is no number.
+  void (*argmax_rows)(const T* x, Index rows, Index cols, std::int32_t* out);
+  void (*argmin_rows)(const T* x, Index rows, Index cols, std::int32_t* out);
 };
 
 // What real types have.
