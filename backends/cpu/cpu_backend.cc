@@ -15,7 +15,10 @@ namespace sg {
 namespace {
 
 using LowerFn = std::unique_ptr<Step> (*)(LowerCtx&);
-struct Row { OpId op; LowerFn lower; };
+struct Row {
+  OpId op;
+  LowerFn lower;
+};
 
 // What oneDNN does. Ops that are not here are asked of kernels.h.
 constexpr Row kOnednn[] = {
@@ -39,7 +42,8 @@ class CpuBackend final : public Backend {
  public:
   std::string_view name() const override { return "cpu"; }
   std::string describe() const override {
-    return fmt::format("oneDNN {} (OpenMP), own kernels for {}, {} threads", onednn::library_version(), isa_name(), threads());
+    return fmt::format("oneDNN {} (OpenMP), own kernels for {}, {} threads", onednn::library_version(), isa_name(),
+                       threads());
   }
 
   bool supports(const Tape& tape, const Instr& instr) const override {
@@ -54,7 +58,9 @@ class CpuBackend final : public Backend {
     return !onednn_lowering(instr.op) && kernel_in_place(tape, instr, i, output);
   }
   bool row_op(const Tape& tape, const Instr& instr) const override { return has_row_kernel(tape, instr); }
-  Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override { return fuse_conv_bias(tape, keep); }
+  Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override {
+    return fuse_conv_bias(tape, keep);
+  }
 
   // Big blocks lie on huge pages: a fresh 16 MiB buffer costs 9 ms to write on small pages, 0.6 ms on huge ones.
   void* allocate(std::size_t bytes) override {
@@ -62,7 +68,7 @@ class CpuBackend final : public Backend {
     const std::size_t rounded = (bytes + unit - 1) / unit * unit;
     void* p = std::aligned_alloc(unit, rounded == 0 ? unit : rounded);
     if (!p) fail(ErrorKind::backend, "cpu: out of memory, {} bytes asked for", bytes);
-    if (unit == kHugePage) madvise(p, rounded, MADV_HUGEPAGE);   // advice: where it is refused, small pages do
+    if (unit == kHugePage) madvise(p, rounded, MADV_HUGEPAGE);  // advice: where it is refused, small pages do
     return p;
   }
   void release(void* p) override { std::free(p); }

@@ -8,7 +8,7 @@ namespace {
 constexpr std::int32_t kNone = -1;
 
 struct Chain {
-  std::int32_t conv, bias;   // instruction; value
+  std::int32_t conv, bias;  // instruction; value
   bool relu;
 };
 
@@ -57,15 +57,16 @@ Rewritten fuse_conv_bias(const Tape& tape, std::span<const std::int32_t> keep) {
   const auto instrs = tape.instrs();
   const auto count = static_cast<std::int32_t>(instrs.size());
   std::vector<Chain> chains;
-  std::vector<bool> inner(instrs.size());                        // swallowed by a chain that ends later
-  std::vector<std::int32_t> chain_at(instrs.size(), kNone);      // at a chain's last instruction: its index
+  std::vector<bool> inner(instrs.size());                    // swallowed by a chain that ends later
+  std::vector<std::int32_t> chain_at(instrs.size(), kNone);  // at a chain's last instruction: its index
   const Matcher matcher(tape, keep);
   for (std::int32_t i = 0; i < count; ++i) {
     Chain chain{};
     const std::int32_t last = matcher.match(i, chain);
     if (last == kNone) continue;
     inner[static_cast<std::size_t>(i)] = true;
-    if (chain.relu) inner[static_cast<std::size_t>(tape.producer(instrs[static_cast<std::size_t>(last)].inputs[0]))] = true;
+    if (chain.relu)
+      inner[static_cast<std::size_t>(tape.producer(instrs[static_cast<std::size_t>(last)].inputs[0]))] = true;
     chain_at[static_cast<std::size_t>(last)] = static_cast<std::int32_t>(chains.size());
     chains.push_back(chain);
   }
@@ -86,7 +87,8 @@ Rewritten fuse_conv_bias(const Tape& tape, std::span<const std::int32_t> keep) {
     rewriter.at(chain.conv);
     rewriter.replace(instrs[index].outputs[0],
                      rewriter.out().emit1(OpId::conv2d_bias,
-                                          {rewriter.mapped(conv.inputs[0]), rewriter.mapped(conv.inputs[1]), rewriter.mapped(chain.bias)},
+                                          {rewriter.mapped(conv.inputs[0]), rewriter.mapped(conv.inputs[1]),
+                                           rewriter.mapped(chain.bias)},
                                           std::move(attrs), conv.loc));
   }
   return rewriter.finish();

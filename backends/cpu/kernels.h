@@ -1,7 +1,8 @@
 // The cpu backend's own kernels: every op that oneDNN does not do for us. One table row per op in kernels.cc;
 // cpu_backend.cc asks here for whatever its own oneDNN table does not name.
 //
-// Invariants: kernels share oneDNN's OpenMP runtime, open no nested regions and give the same bits for any thread count.
+// Invariants: kernels share oneDNN's OpenMP runtime, open no nested regions and give the same bits for any thread
+// count.
 #pragma once
 #include <memory>
 #include <string>
@@ -23,8 +24,8 @@ bool kernel_in_place(const Tape& tape, const Instr& instr, int i, int output);
 // Whether the instruction can be part of a row program here.
 bool has_row_kernel(const Tape& tape, const Instr& instr);
 
-// The vector instruction set that steps are lowered for: "avx512", "avx2" or "generic". The best that the processor has,
-// unless set_isa() chose another.
+// The vector instruction set that steps are lowered for: "avx512", "avx2" or "generic". The best that the processor
+// has, unless set_isa() chose another.
 std::string isa_name();
 
 // Chooses the instruction set for what is lowered from now on. Error{usage} where the name is unknown or the processor

@@ -26,21 +26,26 @@ constexpr auto kConvAlgorithm = dnnl::algorithm::convolution_direct;
 inline auto forward_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
   using Pd = dnnl::convolution_forward::primitive_desc;
   constexpr auto kind = dnnl::prop_kind::forward_training;
-  return d.has_bias ? Pd(engine, kind, kConvAlgorithm, d.src, d.weights, d.bias, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after, attr)
-                    : Pd(engine, kind, kConvAlgorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after, attr);
+  return d.has_bias ? Pd(engine, kind, kConvAlgorithm, d.src, d.weights, d.bias, d.dst, d.strides, d.dilation,
+                         d.pad_before, d.pad_after, attr)
+                    : Pd(engine, kind, kConvAlgorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before,
+                         d.pad_after, attr);
 }
 
 inline auto backward_data_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
-  return dnnl::convolution_backward_data::primitive_desc(engine, kConvAlgorithm, d.src, d.weights, d.dst, d.strides, d.dilation,
-                                                         d.pad_before, d.pad_after, forward_pd(d, {}, engine), attr);
+  return dnnl::convolution_backward_data::primitive_desc(engine, kConvAlgorithm, d.src, d.weights, d.dst, d.strides,
+                                                         d.dilation, d.pad_before, d.pad_after,
+                                                         forward_pd(d, {}, engine), attr);
 }
 
 inline auto backward_weights_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
-  return dnnl::convolution_backward_weights::primitive_desc(engine, kConvAlgorithm, d.src, d.weights, d.dst, d.strides, d.dilation,
-                                                            d.pad_before, d.pad_after, forward_pd(d, {}, engine), attr);
+  return dnnl::convolution_backward_weights::primitive_desc(engine, kConvAlgorithm, d.src, d.weights, d.dst, d.strides,
+                                                            d.dilation, d.pad_before, d.pad_after,
+                                                            forward_pd(d, {}, engine), attr);
 }
 
-inline auto matmul_pd(const Md& a, const Md& b, const Md& c, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
+inline auto matmul_pd(const Md& a, const Md& b, const Md& c, const dnnl::primitive_attr& attr,
+                      const dnnl::engine& engine) {
   return dnnl::matmul::primitive_desc(engine, a, b, c, attr);
 }
 
@@ -50,8 +55,10 @@ inline auto forward_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, cons
   using Desc = dnnl::convolution_forward::desc;
   constexpr auto kind = dnnl::prop_kind::forward_training;
   return dnnl::convolution_forward::primitive_desc(
-      d.has_bias ? Desc(kind, kConvAlgorithm, d.src, d.weights, d.bias, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after)
-                 : Desc(kind, kConvAlgorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after),
+      d.has_bias
+          ? Desc(kind, kConvAlgorithm, d.src, d.weights, d.bias, d.dst, d.strides, d.dilation, d.pad_before,
+                 d.pad_after)
+          : Desc(kind, kConvAlgorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after),
       attr, engine);
 }
 
@@ -69,7 +76,8 @@ inline auto backward_weights_pd(const ConvDesc& d, const dnnl::primitive_attr& a
       forward_pd(d, {}, engine));
 }
 
-inline auto matmul_pd(const Md& a, const Md& b, const Md& c, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
+inline auto matmul_pd(const Md& a, const Md& b, const Md& c, const dnnl::primitive_attr& attr,
+                      const dnnl::engine& engine) {
   return dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, c), attr, engine);
 }
 

@@ -1,5 +1,5 @@
-// Convolutions by oneDNN. Activations are NHWC in memory and (N,C,H,W) in oneDNN's descriptors; weights are described by
-// their strides and packed into the layout that the primitive asks for. conv2d_transpose is the convolution's
+// Convolutions by oneDNN. Activations are NHWC in memory and (N,C,H,W) in oneDNN's descriptors; weights are described
+// by their strides and packed into the layout that the primitive asks for. conv2d_transpose is the convolution's
 // backward-data primitive itself: oneDNN's deconvolution costs 4 % more (35 % in bf16) for the same work.
 #include <algorithm>
 
@@ -31,8 +31,9 @@ onednn::ConvDesc conv_desc(const ConvShape& s) {
   onednn::ConvDesc d;
   d.src = nhwc(s.n, s.h, s.w, s.c);
   d.dst = nhwc(s.n, s.ho, s.wo, s.o);
-  d.weights = s.groups == 1 ? Md({s.o, s.c, s.kh, s.kw}, kF32, dnnl::memory::format_tag::any)
-                            : Md({s.groups, s.o / s.groups, s.c / s.groups, s.kh, s.kw}, kF32, dnnl::memory::format_tag::any);
+  d.weights = s.groups == 1
+                  ? Md({s.o, s.c, s.kh, s.kw}, kF32, dnnl::memory::format_tag::any)
+                  : Md({s.groups, s.o / s.groups, s.c / s.groups, s.kh, s.kw}, kF32, dnnl::memory::format_tag::any);
   d.strides = {s.stride_h, s.stride_w};
   d.dilation = {s.dilation_h - 1, s.dilation_w - 1};
   d.pad_before = {s.pad_top, s.pad_left};
@@ -43,7 +44,8 @@ onednn::ConvDesc conv_desc(const ConvShape& s) {
 bool by_onednn(const LowerCtx& ctx, const ConvShape& s) { return ctx.in_type(0).dtype == DType::f32 && !s.empty(); }
 
 // f(T{}) with T the element type of the instruction.
-template <class F> std::unique_ptr<Step> plain_step(DType dtype, F f) {
+template <class F>
+std::unique_ptr<Step> plain_step(DType dtype, F f) {
   constexpr auto kDetail = "plain loops";
   if (dtype == DType::f32) return std::make_unique<FunctionStep>([f] { f(float{}); }, kDetail);
   return std::make_unique<FunctionStep>([f] { f(double{}); }, kDetail);
@@ -87,21 +89,24 @@ void gather_taps(const ConvShape& s, const float* columns, float* x) {
   }
 }
 
-// Up to this many channels the backward-data primitive leaves most lanes of its vectors empty: measured 9 times slower
-// than the product and the gathering at 1 channel, 3 times at 3.
+// Up to this many channels the backward-data primitive leaves most lanes of its vectors empty: with 64 to 128 channels
+// on the other side it takes 2.3 to 7 times as long as the product and the gathering (kernels 3x3 to 7x7); at 16
+// channels it is the other way round, 3 times.
 constexpr std::int64_t kFewChannels = 4;
 
 std::unique_ptr<Step> transpose_by_columns(LowerCtx& ctx, const ConvShape& s) {
   const std::int64_t rows = s.n * s.ho * s.wo, taps = s.kh * s.kw * s.c;
-  const Md y({rows, s.o}, kF32, Dims{s.o, 1}), w({s.o, taps}, kF32, Dims{1, s.o}), columns({rows, taps}, kF32, Dims{taps, 1});
+  const Md y({rows, s.o}, kF32, Dims{s.o, 1}), w({s.o, taps}, kF32, Dims{1, s.o}),
+      columns({rows, taps}, kF32, Dims{taps, 1});
   auto step = std::make_unique<onednn::PrimitiveStep>();
   const auto pd = onednn::matmul_pd(y, w, columns, onednn::user_scratchpad(), onednn::engine());
   const dnnl::memory product = step->in_scratch(columns);
   step->call<dnnl::matmul>(pd, {{DNNL_ARG_SRC, onednn::memory_at(y, ctx.in<float>(0))},
                                 {DNNL_ARG_WEIGHTS, onednn::memory_at(w, ctx.in<float>(1))},
                                 {DNNL_ARG_DST, product}});
-  step->then([s, product, x = ctx.out<float>()] { gather_taps(s, static_cast<const float*>(product.get_data_handle()), x); },
-             "gather of taps");
+  step->then(
+      [s, product, x = ctx.out<float>()] { gather_taps(s, static_cast<const float*>(product.get_data_handle()), x); },
+      "gather of taps");
   step->reserve(ctx);
   return step;
 }
@@ -112,24 +117,27 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
   const ConvShape s = conv_shape(ctx.attrs(), ctx.in_type(0).shape, ctx.out_type().shape, ctx.in_type(1).shape);
   const bool bias = ctx.instr().op == OpId::conv2d_bias, relu = bias && ctx.attrs().i("relu") != 0;
   if (!by_onednn(ctx, s)) {
-    return plain_step(ctx.in_type(0).dtype,
-                      [s, relu, x = ctx.in<void>(0), w = ctx.in<void>(1), b = bias ? ctx.in<void>(2) : nullptr, y = ctx.out<void>()](auto t) {
-                        using T = decltype(t);
-                        plain_conv(s, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(b), relu, static_cast<T*>(y));
-                      });
+    return plain_step(ctx.in_type(0).dtype, [s, relu, x = ctx.in<void>(0), w = ctx.in<void>(1),
+                                             b = bias ? ctx.in<void>(2) : nullptr, y = ctx.out<void>()](auto t) {
+      using T = decltype(t);
+      plain_conv(s, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(b), relu,
+                 static_cast<T*>(y));
+    });
   }
   return onednn::guarded("conv2d", [&]() -> std::unique_ptr<Step> {
     onednn::ConvDesc d = conv_desc(s);
     d.has_bias = bias;
     if (bias) d.bias = Md({s.o}, kF32, dnnl::memory::format_tag::x);
     const auto pd = onednn::forward_pd(d, onednn::user_scratchpad(), onednn::engine());
-    onednn::PrimitiveStep::Args args{{DNNL_ARG_SRC, onednn::memory_at(d.src, ctx.in<float>(0))},
-                                     {DNNL_ARG_WEIGHTS, onednn::packed(ctx, ctx.instr().inputs[1], stored_weights(s), pd.weights_desc())},
-                                     {DNNL_ARG_DST, onednn::memory_at(d.dst, ctx.out<float>())}};
+    onednn::PrimitiveStep::Args args{
+        {DNNL_ARG_SRC, onednn::memory_at(d.src, ctx.in<float>(0))},
+        {DNNL_ARG_WEIGHTS, onednn::packed(ctx, ctx.instr().inputs[1], stored_weights(s), pd.weights_desc())},
+        {DNNL_ARG_DST, onednn::memory_at(d.dst, ctx.out<float>())}};
     if (bias) args.emplace_back(DNNL_ARG_BIAS, onednn::memory_at(d.bias, ctx.in<float>(2)));
     auto step = std::make_unique<onednn::PrimitiveStep>();
     step->call<dnnl::convolution_forward>(pd, std::move(args));
-    if (relu) step->then([y = ctx.out<float>(), count = ctx.out_type().shape.elements()] { relu_in_place(y, count); }, "relu");
+    if (relu)
+      step->then([y = ctx.out<float>(), count = ctx.out_type().shape.elements()] { relu_in_place(y, count); }, "relu");
     step->reserve(ctx);
     return step;
   });

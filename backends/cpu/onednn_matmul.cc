@@ -17,9 +17,10 @@ Md matrix(std::int64_t batch, std::int64_t rows, std::int64_t columns, bool tran
   return {Dims{batch, rows, columns}, kF32, Dims{rows * columns, row_stride, column_stride}};
 }
 
-template <class T> std::unique_ptr<Step> plain(LowerCtx& ctx, const MatmulShape& s) {
-  return std::make_unique<FunctionStep>([s, a = ctx.in<T>(0), b = ctx.in<T>(1), c = ctx.out<T>()] { plain_matmul(s, a, b, c); },
-                                        "plain loops");
+template <class T>
+std::unique_ptr<Step> plain(LowerCtx& ctx, const MatmulShape& s) {
+  return std::make_unique<FunctionStep>(
+      [s, a = ctx.in<T>(0), b = ctx.in<T>(1), c = ctx.out<T>()] { plain_matmul(s, a, b, c); }, "plain loops");
 }
 
 }  // namespace
@@ -29,7 +30,8 @@ std::unique_ptr<Step> lower_matmul(LowerCtx& ctx) {
   if (ctx.in_type(0).dtype == DType::f64) return plain<double>(ctx, s);
   if (s.empty()) return plain<float>(ctx, s);
   return onednn::guarded("matmul", [&]() -> std::unique_ptr<Step> {
-    const Md a = matrix(s.batch, s.m, s.k, s.transpose_a), b = matrix(s.batch, s.k, s.n, s.transpose_b), c = matrix(s.batch, s.m, s.n, false);
+    const Md a = matrix(s.batch, s.m, s.k, s.transpose_a), b = matrix(s.batch, s.k, s.n, s.transpose_b),
+             c = matrix(s.batch, s.m, s.n, false);
     auto step = std::make_unique<onednn::PrimitiveStep>();
     step->call<dnnl::matmul>(onednn::matmul_pd(a, b, c, onednn::user_scratchpad(), onednn::engine()),
                              {{DNNL_ARG_SRC, onednn::memory_at(a, ctx.in<float>(0))},

@@ -43,7 +43,7 @@ class PackStep final : public Step {
 
  private:
   const Variable* variable_;
-  std::uint64_t packed_version_ = 0;       // versions of variables start at 1
+  std::uint64_t packed_version_ = 0;  // versions of variables start at 1
   std::unique_ptr<PrimitiveStep> reorder_;
 };
 
@@ -112,8 +112,11 @@ void PrimitiveStep::run() {
       call.function();
       continue;
     }
-    const auto status = dnnl_primitive_execute(call.primitive.get(), stream().get(), static_cast<int>(call.args.size()), call.args.data());
-    if (status != dnnl_success) fail(ErrorKind::backend, "oneDNN {}: {} failed with status {}", library_version(), detail_, static_cast<int>(status));
+    const auto status = dnnl_primitive_execute(call.primitive.get(), stream().get(), static_cast<int>(call.args.size()),
+                                               call.args.data());
+    if (status != dnnl_success)
+      fail(ErrorKind::backend, "oneDNN {}: {} failed with status {}", library_version(), detail_,
+           static_cast<int>(status));
   }
 }
 

@@ -2,7 +2,9 @@
 //
 // Invariants: 1. primitives are made once, while lowering, with the user scratchpad mode: two programs may run the same
 // cached primitive at the same time. 2. run() only passes argument arrays that are already there. 3. It runs with the
-// number of threads that its primitives were made for, whatever was set since: their scratch is sized for it.
+// number of threads that its primitives were made for, whatever was set since: their scratch is sized for it. 4. The
+// same number of threads gives the same bits; another one may not where oneDNN splits a sum over the threads
+// (conv2d_weight_grad, products with a long inner axis).
 #pragma once
 #include <utility>
 #include <vector>
@@ -13,7 +15,7 @@
 namespace sg::onednn {
 
 const dnnl::engine& engine();
-dnnl::primitive_attr user_scratchpad();   // the attributes that every primitive here starts from
+dnnl::primitive_attr user_scratchpad();  // the attributes that every primitive here starts from
 
 class PrimitiveStep final : public Step {
  public:
@@ -23,14 +25,15 @@ class PrimitiveStep final : public Step {
   // A memory in the program's scratch, valid within one run() only.
   dnnl::memory in_scratch(const Md& md);
   // Appends a call; `pd` is the primitive's descriptor, asked for its scratchpad and its implementation's name.
-  template <class Primitive, class Pd> void call(const Pd& pd, Args args) {
+  template <class Primitive, class Pd>
+  void call(const Pd& pd, Args args) {
     append(Primitive(pd), pd.scratchpad_desc(), std::move(args));
     note(pd.impl_info_str());
   }
   // Appends a plain function, run between the calls (it may read memories in scratch).
   void then(std::function<void()> f, std::string_view name);
   void reorder(const dnnl::memory& from, const dnnl::memory& to);
-  void reserve(LowerCtx& ctx);             // after the last call: asks for the scratch of all of them
+  void reserve(LowerCtx& ctx);  // after the last call: asks for the scratch of all of them
 
   void run() override;
   std::string detail() const override { return detail_; }
@@ -39,16 +42,19 @@ class PrimitiveStep final : public Step {
   struct Call {
     dnnl::primitive primitive;
     std::vector<dnnl_exec_arg_t> args;
-    std::function<void()> function;        // instead of a primitive
+    std::function<void()> function;  // instead of a primitive
   };
-  struct Slot { dnnl::memory memory; std::size_t offset; };
+  struct Slot {
+    dnnl::memory memory;
+    std::size_t offset;
+  };
 
   void append(dnnl::primitive primitive, const Md& scratchpad, Args args);
   void note(std::string_view name);
   void bind_scratch();
 
   std::vector<Call> calls_;
-  std::vector<dnnl::memory> kept_;         // what the argument arrays point to
+  std::vector<dnnl::memory> kept_;  // what the argument arrays point to
   std::vector<Slot> slots_;
   std::size_t scratch_bytes_ = 0;
   void* scratch_ = nullptr;
@@ -65,7 +71,8 @@ inline dnnl::memory memory_at(const Md& md, const void* data) { return {md, engi
 dnnl::memory packed(LowerCtx& ctx, std::int32_t value, const Md& plain, const Md& wanted);
 
 // Runs f, turning an exception of oneDNN into Error{backend} that names the op.
-template <class F> auto guarded(const char* op, F f) -> decltype(f()) {
+template <class F>
+auto guarded(const char* op, F f) -> decltype(f()) {
   try {
     return f();
   } catch (const dnnl::error& e) {

@@ -8,11 +8,13 @@ ConvShape conv_shape(const Attrs& attrs, const Shape& big, const Shape& small, c
   const auto& stride = attrs.ints("stride");
   const auto& pad = attrs.ints("pad");
   const auto& dilation = attrs.ints("dilation");
-  return {big[0], big[1], big[2], big[3], small[1], small[2], small[3], weights[0], weights[1], attrs.i("groups"),
-          stride[0], stride[1], pad[0], pad[1], pad[2], pad[3], dilation[0], dilation[1]};
+  return {
+      big[0],    big[1],    big[2], big[3], small[1], small[2], small[3],    weights[0], weights[1], attrs.i("groups"),
+      stride[0], stride[1], pad[0], pad[1], pad[2],   pad[3],   dilation[0], dilation[1]};
 }
 
-template <class T> void plain_conv(const ConvShape& s, const T* x, const T* w, const T* bias, bool relu, T* y) {
+template <class T>
+void plain_conv(const ConvShape& s, const T* x, const T* w, const T* bias, bool relu, T* y) {
   const std::int64_t cg = s.c / s.groups, og = s.o / s.groups;
 #pragma omp parallel for schedule(static)
   for (std::int64_t row = 0; row < s.n * s.ho; ++row) {
@@ -41,7 +43,8 @@ template <class T> void plain_conv(const ConvShape& s, const T* x, const T* w, c
   }
 }
 
-template <class T> void plain_conv_transpose(const ConvShape& s, const T* y, const T* w, T* x) {
+template <class T>
+void plain_conv_transpose(const ConvShape& s, const T* y, const T* w, T* x) {
   const std::int64_t cg = s.c / s.groups, og = s.o / s.groups;
 #pragma omp parallel for schedule(static)
   for (std::int64_t row = 0; row < s.n * s.h; ++row) {
@@ -69,7 +72,8 @@ template <class T> void plain_conv_transpose(const ConvShape& s, const T* y, con
   }
 }
 
-template <class T> void plain_conv_weight_grad(const ConvShape& s, const T* x, const T* y, T* w) {
+template <class T>
+void plain_conv_weight_grad(const ConvShape& s, const T* x, const T* y, T* w) {
   const std::int64_t cg = s.c / s.groups, og = s.o / s.groups;
 #pragma omp parallel for schedule(static)
   for (std::int64_t row = 0; row < s.kh * s.kw * cg; ++row) {
@@ -99,7 +103,8 @@ MatmulShape matmul_shape(const Attrs& attrs, const Shape& a, const Shape& c) {
   return {batch, c[-2], a[ta ? -2 : -1], c[-1], ta, tb};
 }
 
-template <class T> void plain_matmul(const MatmulShape& s, const T* a, const T* b, T* c) {
+template <class T>
+void plain_matmul(const MatmulShape& s, const T* a, const T* b, T* c) {
 #pragma omp parallel for schedule(static)
   for (std::int64_t row = 0; row < s.batch * s.m; ++row) {
     const std::int64_t i = row / s.m, m = row % s.m;

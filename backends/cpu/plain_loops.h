@@ -16,9 +16,12 @@ struct ConvShape {
 ConvShape conv_shape(const Attrs& attrs, const Shape& big, const Shape& small, const Shape& weights);
 
 // y = conv(x, w) (+ bias) (then relu); bias may be null.
-template <class T> void plain_conv(const ConvShape& s, const T* x, const T* w, const T* bias, bool relu, T* y);
-template <class T> void plain_conv_transpose(const ConvShape& s, const T* y, const T* w, T* x);
-template <class T> void plain_conv_weight_grad(const ConvShape& s, const T* x, const T* y, T* w);
+template <class T>
+void plain_conv(const ConvShape& s, const T* x, const T* w, const T* bias, bool relu, T* y);
+template <class T>
+void plain_conv_transpose(const ConvShape& s, const T* y, const T* w, T* x);
+template <class T>
+void plain_conv_weight_grad(const ConvShape& s, const T* x, const T* y, T* w);
 
 // c (B,M,N) = a (B,M,K) b (B,K,N), each side stored transposed in its last two axes where asked.
 struct MatmulShape {
@@ -27,6 +30,7 @@ struct MatmulShape {
   bool empty() const { return batch * m * k * n == 0; }
 };
 MatmulShape matmul_shape(const Attrs& attrs, const Shape& a, const Shape& c);
-template <class T> void plain_matmul(const MatmulShape& s, const T* a, const T* b, T* c);
+template <class T>
+void plain_matmul(const MatmulShape& s, const T* a, const T* b, T* c);
 
 }  // namespace sg
