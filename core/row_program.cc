@@ -170,8 +170,9 @@ class Fuser {
       const int g = candidates[k];
       if (home >= 0 && (k >= producers || space_[ix(home)] != space_[ix(g)])) continue;
       const auto layout = fit(i, space_[ix(g)], g);
-      if (!layout || reaches_through_others(g, i)) continue;
+      if (!layout) continue;
       if (home < 0) {
+        if (reaches_through_others(g, i)) continue;
         join(i, g, *layout);
         home = g;
       } else if (!path_between(home, g) && !uses_folds_of(home, g) && !uses_folds_of(g, home)) {

@@ -1,0 +1,223 @@
+// Row programs: fused and unfused tapes agree, on thousands of random tapes by seed, for any number of threads.
+#include "core/row_program.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "backends/backends.h"
+#include "core/autodiff.h"
+#include "core/program.h"
+#include "ops/elementwise.h"
+#include "ops/estimators.h"
+#include "ops/norm.h"
+#include "ops/op_ids.h"
+#include "ops/reduce.h"
+#include "ops/shape_ops.h"
+
+namespace sg {
+namespace {
+
+Tensor random_tensor(std::mt19937& rng, TensorType type) {
+  Tensor t(type);
+  std::uniform_real_distribution<double> draw(-1.5, 1.5);
+  for (std::int64_t i = 0; i < t.elements(); ++i) t.set(i, draw(rng));
+  return t;
+}
+
+// A random tape over one space, with what may be fetched. Values stay bounded. Values that depend on a sum over rows
+// carry the rounding of its order, so nothing discontinuous is applied to them.
+class RandomTape {
+ public:
+  RandomTape(std::uint32_t seed, DType dtype) : rng_(seed), dtype_(dtype) {
+    a_ = 1 + pick(4), b_ = 1 + pick(30), c_ = 1 + pick(seed % 7 == 0 ? 700 : 70);
+    for (const Shape& s : {Shape{a_, b_, c_}, Shape{a_ * b_, c_}, Shape{a_, b_, 1}, Shape{c_}, Shape{}, Shape{a_, b_, c_}}) {
+      const TensorType type{dtype, s};
+      add(tape_.input("x" + std::to_string(feeds_.size()), type), true);
+      feeds_.push_back(random_tensor(rng_, type));
+    }
+    const int ops = 4 + pick(30);
+    for (int i = 0; i < ops; ++i) grow();
+    for (const auto& v : values_)
+      if (tape_.instrs()[static_cast<std::size_t>(tape_.producer(v.value.id))].inputs.size() > 0 && pick(3) == 0) fetches_.push_back(v.value);
+    if (fetches_.empty()) fetches_.push_back(values_.back().value);
+  }
+
+  std::vector<Tensor> run(CompileOptions options, std::size_t* regions = nullptr) {
+    Program p = compile(tape_, fetches_, backend("cpu"), options);
+    for (std::size_t i = 0; i < feeds_.size(); ++i) p.feed("x" + std::to_string(i), feeds_[i]);
+    p.fill_arena(std::byte{0xFF});
+    p.run();
+    p.fill_arena(std::byte{0x7F});
+    p.run();
+    if (regions != nullptr)
+      for (const Instr& i : p.compiled_tape().instrs()) *regions += i.op == OpId::row_program;
+    std::vector<Tensor> out;
+    for (const Value& v : fetches_) out.push_back(p.fetch(v));
+    return out;
+  }
+  std::string text() const { return tape_.to_string(); }
+
+ private:
+  struct Entry { Value value; bool exact; };
+
+  int pick(std::int64_t n) { return static_cast<int>(rng_() % static_cast<std::uint32_t>(n)); }
+  void add(Value v, bool exact) { values_.push_back({v, exact}); }
+  const Entry& any() { return values_[static_cast<std::size_t>(pick(static_cast<std::int64_t>(values_.size())))]; }
+
+  void grow() {
+    const Entry x = any();
+    const int rank = x.value.shape().rank();
+    switch (pick(15)) {
+      case 0: add(tanh(x.value), x.exact); return;
+      case 1: add(sqrt(abs(x.value) + 0.5), x.exact); return;
+      case 2: add(relu(x.value), x.exact); return;
+      case 3: add(clamp(square(x.value), 0.0, 2.0), x.exact); return;
+      case 4:
+      case 5:
+      case 6:
+      case 7: {
+        const Entry y = any();
+        try {
+          broadcast_shapes(x.value.shape(), y.value.shape());
+        } catch (const Error&) {
+          return;
+        }
+        const bool exact = x.exact && y.exact;
+        switch (pick(6)) {
+          case 0: add(tanh(x.value + y.value), exact); return;
+          case 1: add(x.value - 0.5 * y.value, exact); return;
+          case 2: add(tanh(x.value * y.value), exact); return;
+          case 3: add(x.value / (1.0 + abs(y.value)), exact); return;
+          case 4: add(minimum(x.value, y.value), exact); return;
+          default:
+            if (exact) add(where(greater(x.value, y.value), x.value, y.value), true);
+            return;
+        }
+      }
+      case 8:
+        if (rank >= 1) add(mean(x.value, {-1}, pick(2) == 0), false);
+        return;
+      case 9:
+        if (rank >= 1) add(max(x.value, {-1}, pick(2) == 0), x.exact);
+        return;
+      case 10:
+        if (rank >= 2) {
+          Axes leading;
+          for (int i = 0; i + 1 < rank; ++i) leading.push_back(i);
+          add(mean(x.value, leading), false);
+        }
+        return;
+      case 11: add(mean(x.value), false); return;
+      case 12:
+        if (x.value.shape() == Shape{a_, b_, c_}) add(reshape(x.value, Shape{a_ * b_, c_}), x.exact);
+        else if (x.value.shape() == Shape{a_ * b_, c_}) add(reshape(x.value, Shape{a_, b_, c_}), x.exact);
+        else if (x.value.shape() == Shape{a_, b_}) add(reshape(x.value, Shape{a_, b_, 1}), x.exact);
+        return;
+      case 13:
+        try {
+          broadcast_shapes(x.value.shape(), Shape{a_, b_, c_});
+          add(broadcast(x.value, Shape{a_, b_, c_}), x.exact);
+        } catch (const Error&) {
+        }
+        return;
+      default:
+        if (rank == 3) add(transpose(transpose(x.value, {0, 2, 1}), {0, 2, 1}), x.exact);   // leaves the space and comes back
+        return;
+    }
+  }
+
+  std::mt19937 rng_;
+  DType dtype_;
+  std::int64_t a_, b_, c_;
+  Tape tape_;
+  std::vector<Entry> values_;
+  std::vector<Value> fetches_;
+  std::vector<Tensor> feeds_;
+};
+
+double worst_difference(const Tensor& a, const Tensor& b) {
+  double worst = 0;
+  for (std::int64_t i = 0; i < a.elements(); ++i) {
+    const double d = std::abs(a.at(i) - b.at(i)) / (1 + std::abs(a.at(i)));
+    worst = d <= worst ? worst : d;      // keeps NaN
+  }
+  return worst;
+}
+
+TEST(RowPrograms, RandomTapesAgreeWithUnfused) {
+  std::size_t regions = 0;
+  for (std::uint32_t seed = 1; seed <= 1500; ++seed) {
+    const DType dtype = seed % 4 == 0 ? DType::f64 : DType::f32;
+    RandomTape tape(seed, dtype);
+    CompileOptions plain;
+    plain.fuse = false;
+    const auto fused = tape.run({}, &regions), unfused = tape.run(plain);
+    for (std::size_t k = 0; k < fused.size(); ++k)
+      ASSERT_LE(worst_difference(unfused[k], fused[k]), dtype == DType::f32 ? 2e-5 : 1e-12)
+          << "seed " << seed << ", fetch " << k << "\n" << tape.text();
+  }
+  EXPECT_GT(regions, 1500u);             // the comparison is of something
+}
+
+TEST(RowPrograms, ThreadsDoNotChangeABit) {
+  const int before = threads();
+  for (std::uint32_t seed = 1; seed <= 60; ++seed) {
+    RandomTape tape(seed * 7, DType::f32);
+    set_threads(1);
+    const auto one = tape.run({});
+    for (int n : {2, 3, 8}) {
+      set_threads(n);
+      const auto many = tape.run({});
+      for (std::size_t k = 0; k < one.size(); ++k)
+        ASSERT_EQ(std::memcmp(one[k].data(), many[k].data(), one[k].bytes()), 0) << "seed " << seed * 7 << ", " << n << " threads";
+    }
+  }
+  set_threads(before);
+}
+
+TEST(RowPrograms, RotationTrickIsOneRegionEachWay) {
+  Tape t;
+  const Value z = t.input("z", {DType::f32, {512, 64}}), q = t.input("q", {DType::f32, {512, 64}});
+  const Value g = t.input("g", {DType::f32, {512, 64}});
+  const Value zq = rotation_trick(z, q);
+  const Value dz = vjp(std::span(&zq, 1), std::span(&g, 1), std::span(&z, 1))[0];
+  const Program p = compile(t, {zq, dz}, backend("cpu"));
+  std::size_t regions = 0, others = 0;
+  for (const Instr& i : p.compiled_tape().instrs()) {
+    const Role role = op_def(i.op).role;
+    if (role == Role::region) ++regions;
+    else if (role != Role::input && role != Role::constant && role != Role::alias) ++others;
+  }
+  EXPECT_EQ(regions, 1u) << p.compiled_tape().to_string();
+  EXPECT_EQ(others, 0u) << p.compiled_tape().to_string();
+}
+
+TEST(RowPrograms, SaysItsFormula) {
+  Tape t;
+  const Value x = t.input("x", {DType::f32, {8, 4}}), b = t.input("b", {DType::f32, {4}});
+  const Value y = sum(square(x * 2.0 + b), {-1});
+  const Program p = compile(t, {y}, backend("cpu"));
+  ASSERT_EQ(p.stats().steps, 1u);
+  EXPECT_NE(p.explain().find("8 x 4"), std::string::npos) << p.explain();
+  EXPECT_NE(p.explain().find("r3 = mul r0 r1; r4 = add r3 r2; r5 = square r4; r6 = row sum r5"), std::string::npos) << p.explain();
+}
+
+TEST(RowPrograms, AReductionOverAllRowsIsNotUsedInItsOwnPass) {
+  Tape t;
+  const Value x = t.input("x", {DType::f32, {6, 5}});
+  const Value centred = x - mean(x, {0}, true);        // needs the whole first pass
+  const Value y = square(centred) / (1.0 + mean(square(centred)));
+  CompileOptions plain;
+  plain.fuse = false;
+  Program fused = compile(t, {y}, backend("cpu")), unfused = compile(t, {y}, backend("cpu"), plain);
+  std::mt19937 rng(3);
+  const Tensor data = random_tensor(rng, x.type());
+  fused.feed(x, data), unfused.feed(x, data);
+  fused.run(), unfused.run();
+  EXPECT_LE(worst_difference(unfused.fetch(y), fused.fetch(y)), 1e-6);
+}
+
+}  // namespace
+}  // namespace sg
