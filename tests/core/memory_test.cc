@@ -181,7 +181,7 @@ class Overrunning : public Backend {
     const std::size_t bytes = ctx.out_type().bytes();
     return std::make_unique<FunctionStep>([=, this] { out[before ? static_cast<std::ptrdiff_t>(-1) : static_cast<std::ptrdiff_t>(bytes)] = std::byte{0}; });
   }
-  bool in_place(const Tape&, const Instr&, int) const override { return false; }
+  bool in_place(const Tape&, const Instr&, int, int) const override { return false; }
   void* allocate(std::size_t bytes) override { return reference_backend().allocate(bytes); }
   void release(void* p) override { reference_backend().release(p); }
   void upload(void*, const std::byte*, TensorType) override {}
