@@ -49,8 +49,9 @@ std::string kernel_of(const OpDef& def, const std::vector<const Case*>& cases, B
 
 }  // namespace
 
-bool is_leaf(const OpDef& def) {
-  return def.role == Role::input || def.role == Role::constant || def.role == Role::read || def.role == Role::assign;
+bool takes_cases(const OpDef& def) {
+  return def.role != Role::input && def.role != Role::constant && def.role != Role::read && def.role != Role::assign &&
+         def.role != Role::region;
 }
 
 OpCoverage cover(const OpDef& def, bool with_order2) {

@@ -15,7 +15,7 @@ struct OpCoverage {
   std::vector<std::string> holes;
 };
 
-bool is_leaf(const OpDef& def);                 // input, constant, read, assign: they have no case
+bool takes_cases(const OpDef& def);             // not leaves and assign, nor the regions that only the fuser makes
 OpCoverage cover(const OpDef& def, bool with_order2);
 
 }  // namespace sg::test
