@@ -48,8 +48,11 @@ StepPtr lower_nearest_code(LowerCtx& ctx, int) {
     const Index panels = ceil_div(count, width);
     const std::size_t base_at = align64(static_cast<std::size_t>(panels * width * depth) * sizeof(T));
     const Scratch scratch(ctx, base_at + static_cast<std::size_t>(panels * width) * sizeof(T));
-    // A block's rows and one panel stay in the caches; smaller blocks where there are few rows, for balance.
-    const Index block = table.nearest_rows * (n >= 1024 * table.nearest_rows ? 16 : 4);
+    // A panel is used by all rows of a block while it is in the first-level cache. Blocks are smaller, for balance
+    // between threads, where there are few rows and the codes lie in the second-level cache anyway.
+    constexpr std::size_t kNearCache = 512 * 1024;
+    const bool large = base_at > kNearCache || n >= 1024 * table.nearest_rows;
+    const Index block = table.nearest_rows * (large ? 16 : 4);
     return make_step([=, fn = table.nearest, rows = ctx.in<T>(0), source = ctx.in<T>(1), y = ctx.out<std::int32_t>()] {
       T* packed = scratch.at<T>();
       T* base = scratch.at<T>(base_at);
