@@ -1,0 +1,137 @@
+// The own kernels of the cpu backend on every instruction set that this processor has: all conformance cases, the
+// accuracy of the vectorised functions, and sums and ties whose results are known.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <functional>
+
+#include "backends/backends.h"
+#include "backends/cpu/kernels.h"
+#include "ops/elementwise.h"
+#include "ops/index.h"
+#include "ops/norm.h"
+#include "ops/reduce.h"
+#include "tests/conformance/conformance.h"
+#include "tests/support/expect.h"
+
+namespace sg::test {
+namespace {
+
+// Calls f once with each instruction set that can be chosen, and puts the old one back.
+void on_each_isa(const std::function<void(const std::string&)>& f) {
+  const std::string before = isa_name();
+  for (const char* name : {"generic", "avx2", "avx512"}) {
+    try {
+      set_isa(name);
+    } catch (const Error&) {
+      std::printf("    not on this processor: %s\n", name);
+      continue;
+    }
+    EXPECT_EQ(isa_name(), name);
+    f(name);
+  }
+  set_isa(before);
+}
+
+TEST(Isa, UnknownNameListsWhatTheProcessorHas) {
+  SG_EXPECT_ERROR(usage, "generic", set_isa("mmx"));
+  SG_EXPECT_ERROR(usage, isa_name(), set_isa(""));
+  SG_EXPECT_CONTAINS(cpu_backend().describe(), isa_name());
+}
+
+TEST(Isa, EveryCaseAgreesWithTheReference) {
+  for (const Case* c : selected_cases()) {
+    const CaseResults want = run_case(*c, reference_backend(), config_by_name("default"), 5);
+    on_each_isa([&](const std::string& isa) {
+      const CaseResults got = run_case(*c, cpu_backend(), config_by_name("replay"), 5);
+      const std::string difference = compare_results(*c, got, want);
+      EXPECT_EQ(difference, "") << c->op << " " << c->name << " on " << isa;
+    });
+  }
+}
+
+double ulp_of(double exact) { return std::ldexp(1.0, std::max(std::ilogb(exact), -126) - 23); }
+
+TEST(Isa, VectorFunctionsAreWithinTheirUlp) {
+  struct Function {
+    const char* name;
+    Value (*apply)(Operand);
+    double (*exact)(double);
+    double ulp;
+  };
+  const Function functions[] = {
+      {"exp", exp, [](double x) { return std::exp(x); }, 1.1},
+      {"log", log, [](double x) { return std::log(x); }, 1.0},
+      {"tanh", tanh, [](double x) { return std::tanh(x); }, 1.5},
+      {"erf", erf, [](double x) { return std::erf(x); }, 2.5},
+      {"sigmoid", sigmoid, [](double x) { return 1 / (1 + std::exp(-x)); }, 2.5},
+      {"softplus", softplus, [](double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }, 3.0},
+      {"rsqrt", rsqrt, [](double x) { return 1 / std::sqrt(x); }, 1.6},
+  };
+  std::vector<float> points;
+  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 65521)  // of every exponent and sign
+    points.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+  for (int i = -40000; i <= 40000; ++i) points.push_back(static_cast<float>(i) * 5e-4f);
+  const Tensor x = Tensor::of<float>({static_cast<std::int64_t>(points.size())}, points);
+  on_each_isa([&](const std::string& isa) {
+    for (const Function& f : functions) {
+      Tape tape;
+      CompileOptions plain;
+      plain.optimize = false;  // constants are not to be folded
+      const Tensor y = eval(f.apply(tape.constant(x)), cpu_backend(), plain);
+      for (std::size_t i = 0; i < points.size(); ++i) {
+        const double exact = f.exact(static_cast<double>(points[i])), got = y.at(static_cast<std::int64_t>(i));
+        const auto rounded = static_cast<float>(exact);
+        if (!std::isfinite(rounded)) {
+          ASSERT_TRUE(std::isnan(rounded) ? std::isnan(got) : got == exact || got == static_cast<double>(rounded))
+              << f.name << "(" << points[i] << ") = " << got << " on " << isa;
+        } else if (std::abs(exact) >= 0x1p-126) {
+          ASSERT_LE(std::abs(got - exact), f.ulp * ulp_of(exact)) << f.name << "(" << points[i] << ") on " << isa;
+        } else {
+          ASSERT_LE(std::abs(got - exact), 0x1p-149) << f.name << "(" << points[i] << ") on " << isa;
+        }
+      }
+    }
+  });
+}
+
+// A million terms of 0.1f: a running f32 sum would be off by 1 %.
+TEST(Isa, LongSumsKeepTheirDigits) {
+  constexpr std::int64_t n = 1 << 20;
+  const Tensor x = Tensor::full({DType::f32, {n / 16, 16}}, 0.1);
+  const double exact = static_cast<double>(n) * static_cast<double>(0.1f);
+  on_each_isa([&](const std::string& isa) {
+    Tape tape;
+    const Value v = tape.constant(x);
+    CompileOptions plain;
+    plain.optimize = false;
+    Program p = compile(tape, {sum(v), sum(v, {0})}, cpu_backend(), plain);
+    p.run();
+    EXPECT_NEAR(eval(sum(v), cpu_backend(), plain).item(), exact, exact * 1e-6) << isa;
+    const Tensor columns = eval(sum(v, {0}), cpu_backend(), plain);
+    for (std::int64_t c = 0; c < 16; ++c) EXPECT_NEAR(columns.at(c), exact / 16, exact / 16 * 1e-6) << isa;
+  });
+}
+
+// Each code twice and more codes than a panel holds: the first of equals wins in every lane and panel.
+TEST(Isa, NearestCodeBreaksTiesDownwards) {
+  constexpr std::int64_t half = 75, depth = 3;
+  Tensor codes({DType::f32, {2 * half, depth}}), z({DType::f32, {half, depth}});
+  for (std::int64_t k = 0; k < 2 * half; ++k)
+    for (std::int64_t d = 0; d < depth; ++d) {
+      const double v = static_cast<double>((k % half * 7 + d * 31) % 101) - 50;
+      codes.set(k * depth + d, v);
+      if (k < half) z.set(k * depth + d, v);
+    }
+  z.set(5 * depth, std::nan(""));
+  on_each_isa([&](const std::string& isa) {
+    Tape tape;
+    const Tensor picks = eval(nearest_code(tape.constant(z), tape.constant(codes)), cpu_backend());
+    for (std::int64_t n = 0; n < half; ++n) EXPECT_EQ(picks.at(n), n == 5 ? 0 : n) << isa;
+  });
+}
+
+}  // namespace
+}  // namespace sg::test
