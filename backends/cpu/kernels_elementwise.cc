@@ -13,17 +13,22 @@ namespace {
 
 constexpr std::size_t kMaxRank = Shape::kMaxRank;
 
-template <std::size_t N> struct BroadcastPlan {
+template <std::size_t N>
+struct BroadcastPlan {
   Index cols = 1, rows = 1, outer = 1;
-  std::array<bool, N> inner{};                 // operand has extent along the last axis
+  std::array<bool, N> inner{};  // operand has extent along the last axis
   std::array<Index, N> row_stride{};
   std::size_t outer_rank = 0;
   std::array<Index, kMaxRank> outer_dims{};
   std::array<std::array<Index, kMaxRank>, N> outer_strides{};
 };
 
-template <std::size_t N> BroadcastPlan<N> plan_broadcast(const Shape& out, const std::array<Shape, N>& in) {
-  struct Axis { Index extent; std::array<bool, N> has; };
+template <std::size_t N>
+BroadcastPlan<N> plan_broadcast(const Shape& out, const std::array<Shape, N>& in) {
+  struct Axis {
+    Index extent;
+    std::array<bool, N> has;
+  };
   std::array<Axis, kMaxRank> axes{};
   std::size_t rank = 0;
   for (int d = 0; d < out.rank(); ++d) {
@@ -43,7 +48,7 @@ template <std::size_t N> BroadcastPlan<N> plan_broadcast(const Shape& out, const
   if (rank == 0) plan.inner.fill(true);
   std::array<Index, N> stride{};
   stride.fill(1);
-  for (std::size_t k = 0; k < rank; ++k) {     // from the last axis outwards
+  for (std::size_t k = 0; k < rank; ++k) {  // from the last axis outwards
     const Axis& axis = axes[rank - 1 - k];
     if (k == 0) plan.cols = axis.extent;
     if (k == 1) plan.rows = axis.extent;
@@ -64,7 +69,8 @@ template <std::size_t N> BroadcastPlan<N> plan_broadcast(const Shape& out, const
 }
 
 // f(offsets of the operands, offset of the output, rows, cols) for pieces that cover the output.
-template <std::size_t N, class F> void run_plan(const BroadcastPlan<N>& plan, Index grain, F&& f) {
+template <std::size_t N, class F>
+void run_plan(const BroadcastPlan<N>& plan, Index grain, F&& f) {
   const Index rows = plan.outer * plan.rows;
   if (rows == 1) {
     parallel_chunks(plan.cols, grain, 64, [&](Index begin, Index end) {
@@ -107,26 +113,45 @@ StepPtr lower_binary_with(LowerCtx& ctx, const simd::BinaryFn<T, R> (&modes)[sim
 bool is_dear(simd::Unary u) {
   using simd::Unary;
   switch (u) {
-    case Unary::exp: case Unary::log: case Unary::sin: case Unary::cos: case Unary::acos: case Unary::erf:
-    case Unary::tanh: case Unary::sigmoid: case Unary::softplus: case Unary::silu: case Unary::gelu:
+    case Unary::exp:
+    case Unary::log:
+    case Unary::sin:
+    case Unary::cos:
+    case Unary::acos:
+    case Unary::erf:
+    case Unary::tanh:
+    case Unary::sigmoid:
+    case Unary::softplus:
+    case Unary::silu:
+    case Unary::gelu:
       return true;
     default:
       return false;
   }
 }
 
-template <class From, class To> To convert(From x) { return static_cast<To>(x); }
+template <class From, class To>
+To convert(From x) {
+  return static_cast<To>(x);
+}
 
 // Truncates; what i32 cannot hold goes to its nearest bound, NaN to 0.
-template <class From> std::int32_t to_i32(From x) {
+template <class From>
+std::int32_t to_i32(From x) {
   using Int = std::numeric_limits<std::int32_t>;
   constexpr double above = 2147483648.0;
   const double v = static_cast<double>(x);
   if (!(v > -above)) return v <= -above ? Int::min() : 0;
   return v < above ? static_cast<std::int32_t>(v) : Int::max();
 }
-template <> std::int32_t convert<float, std::int32_t>(float x) { return to_i32(x); }
-template <> std::int32_t convert<double, std::int32_t>(double x) { return to_i32(x); }
+template <>
+std::int32_t convert<float, std::int32_t>(float x) {
+  return to_i32(x);
+}
+template <>
+std::int32_t convert<double, std::int32_t>(double x) {
+  return to_i32(x);
+}
 
 }  // namespace
 
@@ -171,7 +196,8 @@ StepPtr lower_where(LowerCtx& ctx, int) {
     return make_step([=, fn = common_table<T>().where[mode], c = ctx.in<std::int32_t>(0), a = ctx.in<T>(1),
                       b = ctx.in<T>(2), y = ctx.out<T>()] {
       run_plan(plan, kGrain, [&](const std::array<Index, 3>& at, Index to, Index rows, Index cols) {
-        fn(c + at[0], plan.row_stride[0], a + at[1], plan.row_stride[1], b + at[2], plan.row_stride[2], y + to, rows, cols);
+        fn(c + at[0], plan.row_stride[0], a + at[1], plan.row_stride[1], b + at[2], plan.row_stride[2], y + to, rows,
+           cols);
       });
     });
   });

@@ -1,5 +1,5 @@
-// Rows by index: gather, scatter-add, one-hot, histogram. All are deterministic: a destination row belongs to one thread,
-// which adds its updates in index order.
+// Rows by index: gather, scatter-add, one-hot, histogram. All are deterministic: a destination row belongs to one
+// thread, which adds its updates in index order.
 #include <array>
 #include <cstring>
 

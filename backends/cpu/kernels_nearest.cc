@@ -53,17 +53,19 @@ StepPtr lower_nearest_code(LowerCtx& ctx, int) {
     constexpr std::size_t kNearCache = 512 * 1024;
     const bool large = base_at > kNearCache || n >= 1024 * table.nearest_rows;
     const Index block = table.nearest_rows * (large ? 16 : 4);
-    return make_step([=, fn = table.nearest, rows = ctx.in<T>(0), source = ctx.in<T>(1), y = ctx.out<std::int32_t>()] {
-      T* packed = scratch.at<T>();
-      T* base = scratch.at<T>(base_at);
-      parallel_rows(panels, width * depth, kGrain, [&](Index begin, Index end) {
-        for (Index p = begin; p < end; ++p)
-          pack_panel(source, count, depth, width, cosine, p, packed + p * width * depth, base + p * width);
-      });
+    return make_step(
+        [=, fn = table.nearest, rows = ctx.in<T>(0), source = ctx.in<T>(1), y = ctx.out<std::int32_t>()] {
+          T* packed = scratch.at<T>();
+          T* base = scratch.at<T>(base_at);
+          parallel_rows(panels, width * depth, kGrain, [&](Index begin, Index end) {
+            for (Index p = begin; p < end; ++p)
+              pack_panel(source, count, depth, width, cosine, p, packed + p * width * depth, base + p * width);
+          });
 #pragma omp parallel for schedule(dynamic, 1) if (n * count * depth > 8 * kGrain)
-      for (Index i = 0; i < n; i += block)
-        fn(rows + i * depth, std::min(block, n - i), depth, packed, base, panels, y + i);
-    }, simd_table().name);
+          for (Index i = 0; i < n; i += block)
+            fn(rows + i * depth, std::min(block, n - i), depth, packed, base, panels, y + i);
+        },
+        simd_table().name);
   });
 }
 

@@ -10,9 +10,10 @@
 namespace sg::cpu {
 namespace {
 
-// x (outer, extent, inner) -> index along the middle axis, ties to the lowest. A number takes the place of a NaN; an axis
-// full of NaN gives 0.
-template <bool kMax, class T> StepPtr arg_reduce(LowerCtx& ctx) {
+// x (outer, extent, inner) -> index along the middle axis, ties to the lowest. A number takes the place of a NaN; an
+// axis full of NaN gives 0.
+template <bool kMax, class T>
+StepPtr arg_reduce(LowerCtx& ctx) {
   const Shape& shape = ctx.in_type(0).shape;
   const auto axis = static_cast<int>(ctx.attrs().i("axis"));
   Index outer = 1, inner = 1;
@@ -40,7 +41,8 @@ template <bool kMax, class T> StepPtr arg_reduce(LowerCtx& ctx) {
           const T* row = source + j * inner;
 #pragma omp simd
           for (Index i = 0; i < n; ++i) {
-            const bool take = (kMax ? row[i] > best[i] : row[i] < best[i]) | ((best[i] != best[i]) & (row[i] == row[i]));
+            const bool take =
+                (kMax ? row[i] > best[i] : row[i] < best[i]) | ((best[i] != best[i]) & (row[i] == row[i]));
             best[i] = take ? row[i] : best[i];
             at[i] = take ? static_cast<std::int32_t>(j) : at[i];
           }
@@ -64,7 +66,11 @@ StepPtr lower_argmin(LowerCtx& ctx, int) {
 StepPtr lower_quantile(LowerCtx& ctx, int) {
   return with_real(ctx.in_type(0).dtype, [&](auto element) {
     using T = decltype(element);
-    struct Cut { std::size_t to; Index below, above; double fraction; };
+    struct Cut {
+      std::size_t to;
+      Index below, above;
+      double fraction;
+    };
     const Index n = ctx.in_type(0).shape.elements();
     std::vector<Cut> cuts;
     const std::vector<double>& q = ctx.attrs().reals("q");

@@ -43,14 +43,17 @@ struct ReducePlan {
   Index kept_inner() const { return by_rows ? rows : cols; }
   Index results() const { return kept.count * kept_inner(); }
 
-  Index piece = 1;                       // kept_inner is cut into pieces of this size
+  Index piece = 1;  // kept_inner is cut into pieces of this size
   Index pieces = 1;
-  Index parts = 1;                       // each result is computed in this many parts
+  Index parts = 1;                                              // each result is computed in this many parts
   enum class Split { outer, rows, cols } split = Split::outer;  // which reduced extent the parts divide
 };
 
 ReducePlan plan_reduction(const Shape& shape, const std::vector<std::int64_t>& axes) {
-  struct Group { Index extent; bool reduced; };
+  struct Group {
+    Index extent;
+    bool reduced;
+  };
   std::vector<Group> groups;
   for (int d = 0; d < shape.rank(); ++d) {
     if (shape[d] == 1) continue;
@@ -87,28 +90,38 @@ ReducePlan plan_reduction(const Shape& shape, const std::vector<std::int64_t>& a
   const Index wanted = std::min(kMaxTasks, shape.elements() / kGrain);
   if (tasks < wanted) {
     plan.parts = ceil_div(wanted, tasks);
-    if (reduced_inner >= plan.reduced.count) plan.split = plan.by_rows ? ReducePlan::Split::cols : ReducePlan::Split::rows;
+    if (reduced_inner >= plan.reduced.count)
+      plan.split = plan.by_rows ? ReducePlan::Split::cols : ReducePlan::Split::rows;
     plan.parts = std::min(plan.parts, std::max(reduced_inner, plan.reduced.count));
   }
   return plan;
 }
 
-struct Range { Index begin, end; };
+struct Range {
+  Index begin, end;
+};
 Range part_of(Index extent, Index part, Index parts, Index align) {
   const Index size = round_up(ceil_div(extent, parts), align);
   return {std::min(extent, part * size), std::min(extent, (part + 1) * size)};
 }
 
 // acc[i] (op)= the reduction of part `part` for results first .. first + n of kept_inner, n <= kAccumulators.
-template <class T, class A> using BlockFn = void (*)(const T*, Index rows, Index ld, Index cols, A* acc);
+template <class T, class A>
+using BlockFn = void (*)(const T*, Index rows, Index ld, Index cols, A* acc);
 template <class T, class A>
 void reduce_part(const ReducePlan& plan, BlockFn<T, A> fn, const T* x, Index first, Index n, Index part, A* acc) {
   Range outer{0, plan.reduced.count}, rows{0, plan.rows}, cols{0, plan.cols};
   (plan.by_rows ? rows : cols) = {first, first + n};
   switch (plan.split) {
-    case ReducePlan::Split::outer: outer = part_of(plan.reduced.count, part, plan.parts, 1); break;
-    case ReducePlan::Split::rows: rows = part_of(plan.rows, part, plan.parts, 1); break;
-    case ReducePlan::Split::cols: cols = part_of(plan.cols, part, plan.parts, 64); break;
+    case ReducePlan::Split::outer:
+      outer = part_of(plan.reduced.count, part, plan.parts, 1);
+      break;
+    case ReducePlan::Split::rows:
+      rows = part_of(plan.rows, part, plan.parts, 1);
+      break;
+    case ReducePlan::Split::cols:
+      cols = part_of(plan.cols, part, plan.parts, 64);
+      break;
   }
   for (Index r = outer.begin; r < outer.end; ++r)
     fn(x + plan.reduced.offset(r) + rows.begin * plan.cols + cols.begin, rows.end - rows.begin, plan.cols,
@@ -116,12 +129,14 @@ void reduce_part(const ReducePlan& plan, BlockFn<T, A> fn, const T* x, Index fir
 }
 
 // The combination must be the inner loops' own: sums add, extrema keep a NaN.
-template <class A> A combine(Reduction op, A a, A b) {
+template <class A>
+A combine(Reduction op, A a, A b) {
   if (op == Reduction::sum) return a + b;
   return (op == Reduction::max ? b > a : b < a) || b != b ? b : a;
 }
 
-template <class T, class A> StepPtr reduce_with(LowerCtx& ctx, Reduction op, BlockFn<T, A> rows_fn, BlockFn<T, A> cols_fn, A identity) {
+template <class T, class A>
+StepPtr reduce_with(LowerCtx& ctx, Reduction op, BlockFn<T, A> rows_fn, BlockFn<T, A> cols_fn, A identity) {
   const Shape& shape = ctx.in_type(0).shape;
   const ReducePlan plan = plan_reduction(shape, ctx.attrs().ints("axes"));
   const Index results = ctx.out_type().shape.elements();
@@ -164,15 +179,19 @@ template <class T, class A> StepPtr reduce_with(LowerCtx& ctx, Reduction op, Blo
   });
 }
 
-template <class T> StepPtr reduce_typed(LowerCtx& ctx, Reduction op) {
+template <class T>
+StepPtr reduce_typed(LowerCtx& ctx, Reduction op) {
   const simd::Common<T>& table = common_table<T>();
   using Limits = std::numeric_limits<T>;
   constexpr T lowest = Limits::has_infinity ? -Limits::infinity() : Limits::lowest();
   constexpr T highest = Limits::has_infinity ? Limits::infinity() : Limits::max();
   switch (op) {
-    case Reduction::max: return reduce_with<T, T>(ctx, op, table.max_rows, table.max_cols, lowest);
-    case Reduction::min: return reduce_with<T, T>(ctx, op, table.min_rows, table.min_cols, highest);
-    case Reduction::sum: break;
+    case Reduction::max:
+      return reduce_with<T, T>(ctx, op, table.max_rows, table.max_cols, lowest);
+    case Reduction::min:
+      return reduce_with<T, T>(ctx, op, table.min_rows, table.min_cols, highest);
+    case Reduction::sum:
+      break;
   }
   return reduce_with<T, simd::SumOf<T>>(ctx, op, table.sum_rows, table.sum_cols, 0);
 }

@@ -8,10 +8,10 @@ namespace sg::cpu {
 StepPtr lower_softmax(LowerCtx& ctx, int) {
   return with_real(ctx.out_type().dtype, [&](auto element) {
     using T = decltype(element);
-    return make_step([s = rows_of(ctx.in_type(0).shape), fn = real_table<T>().softmax, x = ctx.in<T>(0), y = ctx.out<T>()] {
-      parallel_rows(s.rows, s.cols, kDearGrain, [&](Index begin, Index end) {
-        fn(x + begin * s.cols, y + begin * s.cols, end - begin, s.cols);
-      });
+    return make_step([s = rows_of(ctx.in_type(0).shape), fn = real_table<T>().softmax, x = ctx.in<T>(0),
+                      y = ctx.out<T>()] {
+      parallel_rows(s.rows, s.cols, kDearGrain,
+                    [&](Index begin, Index end) { fn(x + begin * s.cols, y + begin * s.cols, end - begin, s.cols); });
     });
   });
 }
@@ -19,10 +19,10 @@ StepPtr lower_softmax(LowerCtx& ctx, int) {
 StepPtr lower_log_softmax(LowerCtx& ctx, int) {
   return with_real(ctx.out_type().dtype, [&](auto element) {
     using T = decltype(element);
-    return make_step([s = rows_of(ctx.in_type(0).shape), fn = real_table<T>().log_softmax, x = ctx.in<T>(0), y = ctx.out<T>()] {
-      parallel_rows(s.rows, s.cols, kDearGrain, [&](Index begin, Index end) {
-        fn(x + begin * s.cols, y + begin * s.cols, end - begin, s.cols);
-      });
+    return make_step([s = rows_of(ctx.in_type(0).shape), fn = real_table<T>().log_softmax, x = ctx.in<T>(0),
+                      y = ctx.out<T>()] {
+      parallel_rows(s.rows, s.cols, kDearGrain,
+                    [&](Index begin, Index end) { fn(x + begin * s.cols, y + begin * s.cols, end - begin, s.cols); });
     });
   });
 }
@@ -79,8 +79,8 @@ StepPtr lower_group_norm(LowerCtx& ctx, int) {
     const std::size_t values = align64(static_cast<std::size_t>(c) * sizeof(T));
     const std::size_t lane_bytes = sums + 2 * values;
     const Scratch scratch(ctx, lane_bytes * static_cast<std::size_t>(lanes));
-    return make_step([=, eps = ctx.attrs().d("eps"), common = &common_table<T>(), table = &real_table<T>(), x = ctx.in<T>(0),
-                      gamma = ctx.in<T>(1), beta = ctx.in<T>(2), y = ctx.out<T>()] {
+    return make_step([=, eps = ctx.attrs().d("eps"), common = &common_table<T>(), table = &real_table<T>(),
+                      x = ctx.in<T>(0), gamma = ctx.in<T>(1), beta = ctx.in<T>(2), y = ctx.out<T>()] {
       const Index width = c / groups;
       const double n = static_cast<double>(places * width);
       parallel_chunks(lanes, 1, 1, [&](Index first, Index last) {
@@ -103,7 +103,8 @@ StepPtr lower_group_norm(LowerCtx& ctx, int) {
             table->square_cols(from, places, c, mean, acc);
             for (Index g = 0; g < groups; ++g) {
               const double inverse = 1.0 / std::sqrt(group_mean(g) + eps);
-              for (Index j = g * width; j < (g + 1) * width; ++j) scale[j] = static_cast<T>(inverse * static_cast<double>(gamma[j]));
+              for (Index j = g * width; j < (g + 1) * width; ++j)
+                scale[j] = static_cast<T>(inverse * static_cast<double>(gamma[j]));
             }
             table->normalize_cols(from, mean, scale, beta, y + s * places * c, places, c);
           }

@@ -17,7 +17,7 @@ struct StridedCopy {
   std::size_t rank = 0;
   std::array<Index, Shape::kMaxRank> dims{}, src{}, dst{};
   Index elements = 1;
-  std::size_t across = 0;   // axis that is contiguous in src where the last is not: the two are walked in tiles
+  std::size_t across = 0;  // axis that is contiguous in src where the last is not: the two are walked in tiles
   bool tiled = false;
 
   void push(Index extent, Index src_stride, Index dst_stride) {  // from the outermost axis inwards
@@ -42,7 +42,8 @@ struct StridedCopy {
   }
 };
 
-template <class W> void copy_row(const W* src, Index src_stride, W* dst, Index dst_stride, Index n) {
+template <class W>
+void copy_row(const W* src, Index src_stride, W* dst, Index dst_stride, Index n) {
   if (src_stride == 1 && dst_stride == 1) {
     if (n >= 32) {
       std::memcpy(dst, src, static_cast<std::size_t>(n) * sizeof(W));
@@ -82,7 +83,8 @@ void walk_outer(const StridedCopy& c, std::size_t skip_a, std::size_t skip_b, In
   }
 }
 
-template <class W> void run_copy(const StridedCopy& c, const W* src, W* dst) {
+template <class W>
+void run_copy(const StridedCopy& c, const W* src, W* dst) {
   if (c.elements == 0) return;
   const std::size_t last = c.rank - 1;
   const Index inner = c.dims[last];
@@ -94,9 +96,8 @@ template <class W> void run_copy(const StridedCopy& c, const W* src, W* dst) {
   }
   if (!c.tiled) {
     parallel_rows(c.elements / inner, inner, kGrain, [&](Index begin, Index end) {
-      walk_outer(c, last, last, begin, end, [&](Index from, Index to) {
-        copy_row(src + from, c.src[last], dst + to, c.dst[last], inner);
-      });
+      walk_outer(c, last, last, begin, end,
+                 [&](Index from, Index to) { copy_row(src + from, c.src[last], dst + to, c.dst[last], inner); });
     });
     return;
   }
@@ -119,7 +120,10 @@ template <class W> void run_copy(const StridedCopy& c, const W* src, W* dst) {
 }
 
 // f(W{}) with W an integer as wide as an element.
-template <class F> StepPtr with_width(DType t, F f) { return size_of(t) == 8 ? f(std::uint64_t{}) : f(std::uint32_t{}); }
+template <class F>
+StepPtr with_width(DType t, F f) {
+  return size_of(t) == 8 ? f(std::uint64_t{}) : f(std::uint32_t{});
+}
 
 StepPtr copy_step(LowerCtx& ctx, StridedCopy copy, Index src_offset) {
   copy.finish();
@@ -146,7 +150,8 @@ StepPtr lower_transpose(LowerCtx& ctx, int) {
   const auto src = dense_strides(ctx.in_type(0).shape), dst = dense_strides(out);
   const auto& perm = ctx.attrs().ints("perm");
   StridedCopy copy;
-  for (std::size_t d = 0; d < perm.size(); ++d) copy.push(out[static_cast<int>(d)], src[static_cast<std::size_t>(perm[d])], dst[d]);
+  for (std::size_t d = 0; d < perm.size(); ++d)
+    copy.push(out[static_cast<int>(d)], src[static_cast<std::size_t>(perm[d])], dst[d]);
   return copy_step(ctx, copy, 0);
 }
 
@@ -198,7 +203,11 @@ StepPtr lower_concat(LowerCtx& ctx, int) {
   for (int d = axis + 1; d < out.rank(); ++d) inner *= out[d];
   return with_width(ctx.out_type().dtype, [&](auto word) {
     using W = decltype(word);
-    struct Part { StridedCopy copy; const W* src; W* dst; };
+    struct Part {
+      StridedCopy copy;
+      const W* src;
+      W* dst;
+    };
     std::vector<Part> parts;
     Index begin = 0;
     for (int i = 0; i < static_cast<int>(ctx.instr().inputs.size()); ++i) {
@@ -246,8 +255,8 @@ StepPtr lower_pad(LowerCtx& ctx, int) {
     std::array<Index, Shape::kMaxRank> lead{};
     std::copy(before.begin(), before.end(), lead.begin());
     const Index unit = dst[static_cast<std::size_t>(last)];
-    return make_step([=, head = lead[static_cast<std::size_t>(last)] * unit, body = in[last] * unit, row = out[last] * unit,
-                      rows = out.elements() / std::max<Index>(1, out[last] * unit)] {
+    return make_step([=, head = lead[static_cast<std::size_t>(last)] * unit, body = in[last] * unit,
+                      row = out[last] * unit, rows = out.elements() / std::max<Index>(1, out[last] * unit)] {
       parallel_rows(rows, row, kGrain, [&](Index begin, Index end) {
         for (Index r = begin; r < end; ++r) {
           Index rest = r, from = 0;

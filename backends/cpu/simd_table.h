@@ -12,10 +12,29 @@ namespace sg::simd {
 using Index = std::int64_t;
 
 enum class Unary : int {
-  neg, abs, exp, log, sqrt, rsqrt, square, sin, cos, acos, erf, tanh, sigmoid, softplus, silu, relu, gelu,
+  neg,
+  abs,
+  exp,
+  log,
+  sqrt,
+  rsqrt,
+  square,
+  sin,
+  cos,
+  acos,
+  erf,
+  tanh,
+  sigmoid,
+  softplus,
+  silu,
+  relu,
+  gelu,
   leaky_relu,  // p: slope
   clamp,       // p: lo, q: hi
-  round, floor, sign, count
+  round,
+  floor,
+  sign,
+  count
 };
 enum class Binary : int { add, sub, mul, div, pow, minimum, maximum, relu_grad, count };
 enum class Compare : int { equal, not_equal, less, less_equal, greater, greater_equal, count };
@@ -27,18 +46,29 @@ constexpr int kOperandModes = 3;  // of (a, b) along a row: 0 both vectors, 1 b 
 constexpr int kWhereModes = 8;    // bit i: operand i of (condition, a, b) is one number
 
 // y[0..n) = f(x[0..n); p, q)
-template <class T> using UnaryFn = void (*)(const T* x, T* y, Index n, double p, double q);
+template <class T>
+using UnaryFn = void (*)(const T* x, T* y, Index n, double p, double q);
 // y (rows, cols) dense; row r of an operand starts at its pointer + r * its row stride.
-template <class T, class R> using BinaryFn = void (*)(const T* a, Index a_row, const T* b, Index b_row, R* y, Index rows, Index cols);
-template <class T> using WhereFn = void (*)(const std::int32_t* c, Index c_row, const T* a, Index a_row, const T* b,
-                                            Index b_row, T* y, Index rows, Index cols);
+template <class T, class R>
+using BinaryFn = void (*)(const T* a, Index a_row, const T* b, Index b_row, R* y, Index rows, Index cols);
+template <class T>
+using WhereFn = void (*)(const std::int32_t* c, Index c_row, const T* a, Index a_row, const T* b, Index b_row, T* y,
+                         Index rows, Index cols);
 
-template <class T> struct Sum { using type = double; };
-template <> struct Sum<std::int32_t> { using type = std::int64_t; };
-template <class T> using SumOf = typename Sum<T>::type;
+template <class T>
+struct Sum {
+  using type = double;
+};
+template <>
+struct Sum<std::int32_t> {
+  using type = std::int64_t;
+};
+template <class T>
+using SumOf = typename Sum<T>::type;
 
 // What every element type has. A null pointer: the op is not defined for the type.
-template <class T> struct Common {
+template <class T>
+struct Common {
   UnaryFn<T> unary[kUnaryCount];
   BinaryFn<T, T> binary[kBinaryCount][kOperandModes];
   BinaryFn<T, std::int32_t> compare[kCompareCount][kOperandModes];
@@ -57,21 +87,24 @@ template <class T> struct Common {
 };
 
 // What real types have.
-template <class T> struct Real {
+template <class T>
+struct Real {
   // Rows (rows, cols), dense.
   void (*softmax)(const T* x, T* y, Index rows, Index cols);
   void (*log_softmax)(const T* x, T* y, Index rows, Index cols);
   void (*cross_entropy)(const T* x, const std::int32_t* labels, T* y, Index rows, Index cols);  // y (rows)
   void (*layer_norm)(const T* x, const T* gamma, const T* beta, T* y, Index rows, Index cols, double eps);
   void (*rms_norm)(const T* x, const T* gamma, T* y, Index rows, Index cols, double eps);
-  void (*square_cols)(const T* x, Index rows, Index cols, const T* mean, double* acc);  // acc[c] += sum_r (x - mean[c])^2
+  void (*square_cols)(const T* x, Index rows, Index cols, const T* mean,
+                      double* acc);  // acc[c] += sum_r (x - mean[c])^2
   // (x - mean[c]) scale[c] + beta[c]
   void (*normalize_cols)(const T* x, const T* mean, const T* scale, const T* beta, T* y, Index rows, Index cols);
   void (*accumulate)(const T* x, double* acc, Index n);  // acc += x
 
   // out[r] = argmin_k base[k] + sum_d z[r,d] panel[d,k], ties to the lowest k, 0 where no score is below infinity.
   // Code k is column k % width of panel k / width; a panel is (depth, width).
-  void (*nearest)(const T* z, Index rows, Index depth, const T* panels, const T* base, Index panel_count, std::int32_t* out);
+  void (*nearest)(const T* z, Index rows, Index depth, const T* panels, const T* base, Index panel_count,
+                  std::int32_t* out);
   Index nearest_width;  // codes per panel
   Index nearest_rows;   // rows of a tile: calls work best on multiples
 };
