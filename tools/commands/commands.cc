@@ -1,0 +1,85 @@
+#include "tools/commands/commands.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <new>
+
+#include "core/error.h"
+
+namespace sg::tools {
+
+ConfigFlags::ConfigFlags(CLI::App& command, std::vector<std::string_view> groups) {
+  for (const ConfigField& field : config_fields()) {
+    if (field.key == "model" || std::find(groups.begin(), groups.end(), field.group) == groups.end()) continue;
+    std::string help(field.help);
+    if (!field.choices.empty()) help += fmt::format(": {}", CLI::detail::join(field.choices, ", "));
+    CLI::Option* option = std::visit(
+        [&](auto member) -> CLI::Option* {
+          auto& value = values_.*member;
+          if constexpr (std::is_same_v<std::remove_reference_t<decltype(value)>, bool>) return command.add_flag(flag_of(field), value, help);
+          else return command.add_option(flag_of(field), value, help)->capture_default_str();
+        },
+        field.member);
+    option->group(std::string(field.group));
+    flags_.push_back({&field, option});
+  }
+}
+
+bool ConfigFlags::given(std::string_view key) const {
+  return std::any_of(flags_.begin(), flags_.end(), [&](const Flag& f) { return f.field->key == key && f.option->count() > 0; });
+}
+
+std::vector<std::string_view> ConfigFlags::given_keys() const {
+  std::vector<std::string_view> keys;
+  for (const Flag& f : flags_)
+    if (f.option->count() > 0) keys.push_back(f.field->key);
+  return keys;
+}
+
+TrainConfig ConfigFlags::over(TrainConfig base) const {
+  if (given("preset")) apply_preset(base, values_.preset);
+  for (const Flag& f : flags_)
+    if (f.option->count() > 0) std::visit([&](auto member) { base.*member = values_.*member; }, f.field->member);
+  if (given("steps") && !given("epochs")) base.epochs = 0;
+  return base;
+}
+
+int run_program(int argc, const char* const* argv) {
+  CLI::App app("stopgrad: train and use vector-quantized autoencoders.", "stopgrad");
+  app.set_version_flag("--version", std::string("stopgrad ") + SG_VERSION);
+  app.require_subcommand(1);
+  app.footer("Exit codes: 0 done, 1 failed, 2 wrong command line or setting.\n"
+             "Examples:\n"
+             "  stopgrad train vq-vae --data fashion-mnist --out runs/first\n"
+             "  stopgrad evaluate runs/first\n"
+             "  stopgrad COMMAND --help");
+  add_train(app);
+  add_evaluate(app);
+  add_encode(app);
+  add_decode(app);
+  add_tape(app);
+  add_info(app);
+  add_bench(app);
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(e);
+    fmt::print(stderr, "stopgrad: {}\nRun with --help for what can be given.\n", e.what());
+    return 2;
+  } catch (const Error& e) {
+    std::fflush(stdout);
+    fmt::print(stderr, "stopgrad: {}\n", e.message());
+    return e.kind() == ErrorKind::usage ? 2 : 1;
+  } catch (const std::bad_alloc&) {
+    std::fflush(stdout);
+    fmt::print(stderr, "stopgrad: out of memory: try a smaller --batch, --codes or --limit\n");
+    return 1;
+  } catch (const std::exception& e) {
+    std::fflush(stdout);
+    fmt::print(stderr, "stopgrad: {}\n", e.what());
+    return 1;
+  }
+}
+
+}  // namespace sg::tools

@@ -1,0 +1,41 @@
+// The commands of the program. Each add_* declares one on the parser; its work runs when the parser met it.
+#pragma once
+#include <CLI/CLI.hpp>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tools/config.h"
+
+namespace sg::tools {
+
+// Parses, runs, reports errors on stderr. Returns the exit code: 0, 1 (failed), 2 (the command line or a setting is wrong).
+int run_program(int argc, const char* const* argv);
+
+void add_train(CLI::App& app);
+void add_evaluate(CLI::App& app);
+void add_encode(CLI::App& app);
+void add_decode(CLI::App& app);
+void add_tape(CLI::App& app);
+void add_info(CLI::App& app);
+void add_bench(CLI::App& app);
+
+// Flags for the settings of some groups. Values given on the command line go over those of a config file or a run.
+class ConfigFlags {
+ public:
+  ConfigFlags(CLI::App& command, std::vector<std::string_view> groups);
+  bool given(std::string_view key) const;
+  // `base`, then its preset where --preset was given, then the other flags that were given.
+  TrainConfig over(TrainConfig base) const;
+  const TrainConfig& values() const { return values_; }
+  std::vector<std::string_view> given_keys() const;
+
+ private:
+  struct Flag { const ConfigField* field; CLI::Option* option; };
+  TrainConfig values_;
+  std::vector<Flag> flags_;
+};
+
+}  // namespace sg::tools

@@ -1,0 +1,67 @@
+// TrainConfig: every setting of a training run. One table (config_fields) lists the settings once; the flags of `train`,
+// the keys of config.toml, the help texts and the checks all come from it.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace sg::tools {
+
+struct TrainConfig {
+  std::string model = "vq-vae";
+  std::string preset = "fashion";
+
+  std::string data = "fashion-mnist", data_dir;
+  std::int64_t image_size = 0, channels = 0, limit = 0;
+
+  std::int64_t hidden = 128, residual_hidden = 32, residual_blocks = 2;
+  std::int64_t codes = 512, code_dim = 64;
+  std::string estimator = "ste", metric = "euclidean", codebook = "loss", init = "uniform";
+  double normal_deviation = 1.0, ema_decay = 0.99, beta = 1.0, gamma = 0.25, revive = 0.0;
+  std::int64_t window = 100;
+
+  std::string optimizer = "adam", schedule = "constant";
+  double lr = 3e-4, weight_decay = 0.0, clip = 0.0;
+  std::int64_t warmup = 0, batch = 128, steps = 2000, epochs = 0;
+
+  std::string backend = "cpu";
+  std::int64_t threads = 0, seed = 1;
+  bool check_finite = false;
+  std::int64_t checkpoint_every = 500, log_every = 50;
+};
+
+struct ConfigField {
+  using Member = std::variant<std::string TrainConfig::*, std::int64_t TrainConfig::*, double TrainConfig::*, bool TrainConfig::*>;
+  std::string_view key;                    // in config.toml; the flag is --key with '-' for '_'
+  Member member;
+  std::string_view group;                  // heading in --help and config.toml
+  std::string_view help;
+  std::vector<std::string> choices;        // of text; empty: any
+  double least = 0, most = 0;              // of numbers, inclusive
+  bool resume_may_change = false;          // whether `train --resume` may give it another value
+};
+
+// In the order in which they are written. `model` is first; it is the positional argument of `train`.
+std::span<const ConfigField> config_fields();
+std::string flag_of(const ConfigField& field);
+std::string text_of(const TrainConfig& config, const ConfigField& field);   // as TOML writes it
+
+// Presets: "fashion" (28x28x1 images, the network that the documentation measures) and "large" (32x32x3).
+// Sets the sizes of the network, batch and data. Error{usage} listing them.
+void apply_preset(TrainConfig& config, std::string_view name);
+
+// Checks each field against its choices and bounds, and the fields against each other. Error{usage} naming the flag.
+void validate(const TrainConfig& config);
+
+// Error{io}: cannot read. Error{usage}: not TOML, a key that is unknown or of the wrong type, naming file and line.
+// Keys that are absent keep their value in `base`; a `preset` key is applied before the others. `seen`: the keys of the file.
+TrainConfig read_config(const std::filesystem::path& path, const TrainConfig& base, std::vector<std::string>* seen = nullptr);
+
+// Every field with its help as a comment; read_config gives the same config back.
+std::string to_toml(const TrainConfig& config);
+
+}  // namespace sg::tools

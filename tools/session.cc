@@ -1,0 +1,128 @@
+#include "tools/session.h"
+
+#include <charconv>
+#include <cmath>
+
+#include "backends/backends.h"
+#include "core/error.h"
+#include "core/safetensors.h"
+
+namespace sg::tools {
+namespace {
+
+// "28x28x1" as to_string writes it.
+bool parse_size(std::string_view text, ImageSize& out) {
+  std::int64_t* const extents[] = {&out.height, &out.width, &out.channels};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *extents[i]);
+    if (error != std::errc{} || *extents[i] < 1) return false;
+    text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+    if (i < 2 && (text.empty() || text.front() != 'x')) return false;
+    if (i < 2) text.remove_prefix(1);
+  }
+  return text.empty();
+}
+
+bool all_finite(const Tensor& t) {
+  if (t.dtype() == DType::i32) return true;
+  for (std::int64_t i = 0; i < t.elements(); ++i)
+    if (!std::isfinite(t.at(i))) return false;
+  return true;
+}
+
+}  // namespace
+
+std::string to_string(const ImageSize& s) { return fmt::format("{}x{}x{}", s.height, s.width, s.channels); }
+
+Backend& start_backend(const TrainConfig& config) {
+  if (config.threads > 0) set_threads(static_cast<int>(config.threads));
+  return backend(config.backend);
+}
+
+DataOptions data_options(const TrainConfig& config) {
+  return {config.data, config.data_dir, config.image_size, config.channels, config.limit};
+}
+
+VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images) {
+  VqVaeConfig c;
+  c.height = images.height;
+  c.width = images.width;
+  c.channels = images.channels;
+  c.hidden = config.hidden;
+  c.residual = config.residual_hidden;
+  c.residual_blocks = config.residual_blocks;
+  c.code_dim = config.code_dim;
+  c.codes = config.codes;
+  c.estimator = config.estimator;
+  c.metric = metric_by_name(config.metric);
+  c.codebook = codebook_update_by_name(config.codebook);
+  c.init = codebook_init_by_name(config.init);
+  c.normal_deviation = config.normal_deviation;
+  c.ema_decay = config.ema_decay;
+  c.revival = config.revive;
+  c.beta = config.beta;
+  c.gamma = config.gamma;
+  c.batch = config.batch;
+  c.optimizer = config.optimizer;
+  c.lr = config.lr;
+  c.weight_decay = config.weight_decay;
+  c.warmup = config.warmup;
+  c.cosine_decay = config.schedule == "cosine";
+  c.clip = config.clip;
+  c.window = config.window;
+  c.seed = static_cast<std::uint32_t>(config.seed);
+  sg::validate(c);
+  return c;
+}
+
+void save_checkpoint(const std::filesystem::path& path, std::span<Variable* const> variables, const ImageSize& images, std::int64_t step) {
+  StateFile file;
+  for (const Variable* v : variables) file.tensors.push_back({v->name(), v->value()});
+  file.metadata = {{"format", "stopgrad checkpoint 1"}, {"images", to_string(images)}, {"step", std::to_string(step)}};
+  save_safetensors(path, file);
+}
+
+Checkpoint read_checkpoint(const std::filesystem::path& path) {
+  Checkpoint c{path, load_safetensors(path), {}};
+  const auto images = c.file.metadata.find("images");
+  if (images == c.file.metadata.end() || !parse_size(images->second, c.images))
+    fail(ErrorKind::io, "{}: not a checkpoint of this program: its metadata does not say which images it is for", path.string());
+  return c;
+}
+
+void restore(std::span<Variable* const> variables, const Checkpoint& checkpoint, bool all) {
+  const std::string file = checkpoint.path.string();
+  std::vector<const Tensor*> found;
+  for (const Variable* v : variables) {
+    const Tensor* tensor = checkpoint.file.find(v->name());
+    if (tensor == nullptr)
+      fail(ErrorKind::io, "{} has no tensor '{}' ({}), which this model needs: it is a checkpoint of another model", file, v->name(),
+           sg::to_string(v->type()));
+    if (tensor->type() != v->type())
+      fail(ErrorKind::io, "{}: tensor '{}' is {}, this model's is {}: it is a checkpoint of another model", file, v->name(),
+           sg::to_string(tensor->type()), sg::to_string(v->type()));
+    if (!all_finite(*tensor)) fail(ErrorKind::io, "{}: tensor '{}' holds a NaN or an infinity", file, v->name());
+    found.push_back(tensor);
+  }
+  if (all && checkpoint.file.tensors.size() != variables.size())
+    for (const NamedTensor& t : checkpoint.file.tensors) {
+      bool known = false;
+      for (const Variable* v : variables) known = known || v->name() == t.name;
+      if (!known) fail(ErrorKind::io, "{}: tensor '{}' is not of this model: it is a checkpoint of another model", file, t.name);
+    }
+  for (std::size_t i = 0; i < found.size(); ++i) variables[i]->set(*found[i]);
+}
+
+LoadedRun load_run(const std::filesystem::path& path) {
+  RunFolder folder = RunFolder::open(path);
+  TrainConfig config = read_config(folder.config(), {});
+  validate(config);
+  const Checkpoint checkpoint = read_checkpoint(folder.checkpoint());
+  auto model = std::make_unique<VqVae>(model_config(config, checkpoint.images));
+  restore(model->variables(), checkpoint, false);
+  const auto step = checkpoint.file.find("training.step");
+  return {std::move(folder), std::move(config), checkpoint.images, std::move(model),
+          step == nullptr ? 0 : static_cast<std::int64_t>(step->item())};
+}
+
+}  // namespace sg::tools
