@@ -5,7 +5,6 @@
 
 #include "backends/backends.h"
 #include "core/error.h"
-#include "core/safetensors.h"
 
 namespace sg::tools {
 namespace {

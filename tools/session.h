@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/safetensors.h"
 #include "models/vqvae_training.h"
 #include "tools/config.h"
 #include "tools/data/dataset.h"
