@@ -1,10 +1,10 @@
 #include "tools/config.h"
 
 #include <fmt/ranges.h>
+#include <toml++/toml.h>
 
 #include <algorithm>
 #include <cmath>
-#include <toml++/toml.h>
 
 #include "core/backend.h"
 #include "core/error.h"
@@ -28,58 +28,132 @@ std::vector<ConfigField> make_fields() {
   constexpr bool kResume = true;
   return {
       {"model", &C::model, "Model", "architecture", {"vq-vae"}},
-      {"preset", &C::preset, "Model", "sizes of network, code and batch in one word; other flags come after it", vqvae_presets()},
+      {"preset", &C::preset, "Model", "sizes of network, code and batch in one word; other flags come after it",
+       vqvae_presets()},
       {"hidden", &C::hidden, "Model", "channels inside encoder and decoder", {}, 2, 8192},
       {"residual_hidden", &C::residual_hidden, "Model", "channels inside each residual block", {}, 1, 8192},
       {"residual_blocks", &C::residual_blocks, "Model", "residual blocks in encoder and in decoder", {}, 0, 64},
 
-      {"data", &C::data, "Data", "fashion-mnist, mnist, cifar10, synthetic, or a folder of PNG/JPEG, IDX or CIFAR-10 files", {}},
-      {"data_dir", &C::data_dir, "Data", "folder that holds the files of a named data set; empty: $STOPGRAD_DATA, then the usual places", {}},
-      {"image_size", &C::image_size, "Data", "side to which folder images are resized and synthetic ones drawn; 0: 32 and 28", {}, 0, 1024},
-      {"channels", &C::channels, "Data", "1 grey or 3 colour for folders and synthetic images; 0: as the files are", {}, 0, 3},
+      {"data",
+       &C::data,
+       "Data",
+       "fashion-mnist, mnist, cifar10, synthetic, or a folder of PNG/JPEG, IDX or CIFAR-10 files",
+       {}},
+      {"data_dir",
+       &C::data_dir,
+       "Data",
+       "folder that holds the files of a named data set; empty: $STOPGRAD_DATA, then the usual places",
+       {}},
+      {"image_size",
+       &C::image_size,
+       "Data",
+       "side to which folder images are resized and synthetic ones drawn; 0: 32 and 28",
+       {},
+       0,
+       1024},
+      {"channels",
+       &C::channels,
+       "Data",
+       "1 grey or 3 colour for folders and synthetic images; 0: as the files are",
+       {},
+       0,
+       3},
       {"limit", &C::limit, "Data", "use only the first so many training and test images; 0: all", {}, 0, kBig},
 
       {"estimator", &C::estimator, "Quantizer", "gradient through the quantizer", estimator_names()},
       {"codes", &C::codes, "Quantizer", "number of codes K", {}, 1, 1 << 24},
       {"code_dim", &C::code_dim, "Quantizer", "length D of a code", {}, 1, 1 << 16},
-      {"codebook", &C::codebook, "Quantizer", "how codes learn: by the codebook loss or as a moving average", {"loss", "ema"}},
-      {"init", &C::init, "Quantizer", "first codes: uniform in +-1/K, normal, or k-means of the first encoder outputs", {"uniform", "normal", "kmeans"}},
+      {"codebook",
+       &C::codebook,
+       "Quantizer",
+       "how codes learn: by the codebook loss or as a moving average",
+       {"loss", "ema"}},
+      {"init",
+       &C::init,
+       "Quantizer",
+       "first codes: uniform in +-1/K, normal, or k-means of the first encoder outputs",
+       {"uniform", "normal", "kmeans"}},
       {"normal_deviation", &C::normal_deviation, "Quantizer", "standard deviation of --init normal", {}, 1e-9, kBig},
       {"metric", &C::metric, "Quantizer", "nearest code by", {"euclidean", "cosine"}},
       {"ema_decay", &C::ema_decay, "Quantizer", "decay of the moving averages with --codebook ema", {}, 0, 1},
       {"beta", &C::beta, "Quantizer", "weight of the codebook loss |q - sg z|^2", {}, 0, kBig},
       {"gamma", &C::gamma, "Quantizer", "weight of the commitment loss |z - sg q|^2", {}, 0, kBig},
-      {"revive", &C::revive, "Quantizer", "codes whose average count a step falls below this become encoder outputs; 0: never", {}, 0, kBig},
+      {"revive",
+       &C::revive,
+       "Quantizer",
+       "codes whose average count a step falls below this become encoder outputs; 0: never",
+       {},
+       0,
+       kBig},
       {"window", &C::window, "Quantizer", "steps over which window usage and perplexity are counted", {}, 1, 1 << 16},
 
       {"optimizer", &C::optimizer, "Training", "sgd, adam or adamw", optimizer_names()},
       {"lr", &C::lr, "Training", "learning rate", {}, 0, 1e3},
-      {"schedule", &C::schedule, "Training", "learning rate after the warm-up: constant, or cosine down to 0 at the last step", {"constant", "cosine"}},
+      {"schedule",
+       &C::schedule,
+       "Training",
+       "learning rate after the warm-up: constant, or cosine down to 0 at the last step",
+       {"constant", "cosine"}},
       {"warmup", &C::warmup, "Training", "steps of linear warm-up", {}, 0, kBig},
       {"weight_decay", &C::weight_decay, "Training", "of adamw", {}, 0, 1e3},
       {"clip", &C::clip, "Training", "global norm to which gradients are clipped; 0: not clipped", {}, 0, kBig},
       {"batch", &C::batch, "Training", "images a step", {}, 1, 1 << 20},
       {"steps", &C::steps, "Training", "training steps in all", {}, 1, kBig, kResume},
-      {"epochs", &C::epochs, "Training", "passes over the training set, instead of --steps; 0: use steps", {}, 0, 1e6, kResume},
+      {"epochs",
+       &C::epochs,
+       "Training",
+       "passes over the training set, instead of --steps; 0: use steps",
+       {},
+       0,
+       1e6,
+       kResume},
       {"seed", &C::seed, "Training", "of initial weights, data order and random ops", {}, 0, 2147483647},
 
       {"backend", &C::backend, "Run", "where to compute", backends(), 0, 0, kResume},
       {"threads", &C::threads, "Run", "CPU threads; 0: all cores", {}, 0, 1024, kResume},
-      {"check_finite", &C::check_finite, "Run", "stop at the first NaN or infinity and name the op that made it", {}, 0, 0, kResume},
-      {"checkpoint_every", &C::checkpoint_every, "Run", "steps between checkpoints; 0: only at the end", {}, 0, kBig, kResume},
-      {"log_every", &C::log_every, "Run", "steps between lines of progress where the output is no terminal", {}, 1, kBig, kResume},
+      {"check_finite",
+       &C::check_finite,
+       "Run",
+       "stop at the first NaN or infinity and name the op that made it",
+       {},
+       0,
+       0,
+       kResume},
+      {"checkpoint_every",
+       &C::checkpoint_every,
+       "Run",
+       "steps between checkpoints; 0: only at the end",
+       {},
+       0,
+       kBig,
+       kResume},
+      {"log_every",
+       &C::log_every,
+       "Run",
+       "steps between lines of progress where the output is no terminal",
+       {},
+       1,
+       kBig,
+       kResume},
   };
 }
 
-template <class... F> struct Overload : F... { using F::operator()...; };
-template <class... F> Overload(F...) -> Overload<F...>;
+template <class... F>
+struct Overload : F... {
+  using F::operator()...;
+};
+template <class... F>
+Overload(F...) -> Overload<F...>;
 
 std::string toml_string(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\', out += c;
-    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
-    else out += c;
+    if (c == '"' || c == '\\')
+      out += '\\', out += c;
+    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+      out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
+    else
+      out += c;
   }
   return out + '"';
 }
@@ -96,8 +170,11 @@ void check_field(const TrainConfig& config, const ConfigField& field) {
   };
   std::visit(Overload{[&](std::string TrainConfig::*m) {
                         const std::string& value = config.*m;
-                        if (field.choices.empty() || std::find(field.choices.begin(), field.choices.end(), value) != field.choices.end()) return;
-                        fail(ErrorKind::usage, "{} '{}' is unknown; choose one of: {}", flag_of(field), value, fmt::join(field.choices, ", "));
+                        if (field.choices.empty() ||
+                            std::find(field.choices.begin(), field.choices.end(), value) != field.choices.end())
+                          return;
+                        fail(ErrorKind::usage, "{} '{}' is unknown; choose one of: {}", flag_of(field), value,
+                             fmt::join(field.choices, ", "));
                       },
                       [&](std::int64_t TrainConfig::*m) {
                         const auto value = static_cast<double>(config.*m);
@@ -115,21 +192,30 @@ void set_from_toml(TrainConfig& config, const ConfigField& field, const toml::no
     fail(ErrorKind::usage, "{}:{}: '{}' must be {}", file, node.source().begin.line, field.key, wanted);
   };
   std::visit(Overload{[&](std::string TrainConfig::*m) {
-                        if (const auto v = node.value_exact<std::string>()) config.*m = *v;
-                        else wrong_type("text in quotes");
+                        if (const auto v = node.value_exact<std::string>())
+                          config.*m = *v;
+                        else
+                          wrong_type("text in quotes");
                       },
                       [&](std::int64_t TrainConfig::*m) {
-                        if (const auto v = node.value_exact<std::int64_t>()) config.*m = *v;
-                        else wrong_type("a whole number");
+                        if (const auto v = node.value_exact<std::int64_t>())
+                          config.*m = *v;
+                        else
+                          wrong_type("a whole number");
                       },
                       [&](double TrainConfig::*m) {
-                        if (const auto v = node.value_exact<double>()) config.*m = *v;
-                        else if (const auto i = node.value_exact<std::int64_t>()) config.*m = static_cast<double>(*i);
-                        else wrong_type("a number");
+                        if (const auto v = node.value_exact<double>())
+                          config.*m = *v;
+                        else if (const auto i = node.value_exact<std::int64_t>())
+                          config.*m = static_cast<double>(*i);
+                        else
+                          wrong_type("a number");
                       },
                       [&](bool TrainConfig::*m) {
-                        if (const auto v = node.value_exact<bool>()) config.*m = *v;
-                        else wrong_type("true or false");
+                        if (const auto v = node.value_exact<bool>())
+                          config.*m = *v;
+                        else
+                          wrong_type("true or false");
                       }},
              field.member);
 }
@@ -152,7 +238,8 @@ std::string text_of(const TrainConfig& config, const ConfigField& field) {
   return std::visit(Overload{[&](std::string TrainConfig::*m) { return toml_string(config.*m); },
                              [&](std::int64_t TrainConfig::*m) { return std::to_string(config.*m); },
                              [&](double TrainConfig::*m) {
-                               // The shortest text that reads back as the same number; TOML wants a point or an exponent.
+                               // The shortest text that reads back as the same number; TOML wants a point or an
+                               // exponent.
                                std::string text = fmt::format("{}", config.*m);
                                if (text.find_first_of(".en") == std::string::npos) text += ".0";
                                return text;
@@ -177,7 +264,8 @@ void validate(const TrainConfig& config) {
   if (config.ema_decay >= 1) fail(ErrorKind::usage, "--ema-decay is {}; it must be below 1", config.ema_decay);
   if (config.channels == 2) fail(ErrorKind::usage, "--channels is 2; it must be 0, 1 or 3");
   if (config.codes * config.code_dim > std::int64_t{1} << 30)
-    fail(ErrorKind::usage, "--codes {} times --code-dim {} is a codebook of {:.1f} GB; at most 4 GB is supported", config.codes, config.code_dim,
+    fail(ErrorKind::usage, "--codes {} times --code-dim {} is a codebook of {:.1f} GB; at most 4 GB is supported",
+         config.codes, config.code_dim,
          4e-9 * static_cast<double>(config.codes) * static_cast<double>(config.code_dim));
 }
 
@@ -198,8 +286,8 @@ TrainConfig read_config(const std::filesystem::path& path, const TrainConfig& ba
   for (const auto& [key, node] : table) {
     const ConfigField* field = find_field(key.str());
     if (field == nullptr)
-      fail(ErrorKind::usage, "{}:{}: unknown setting '{}' (`stopgrad train --help` lists them, '-' written as '_')", file,
-           key.source().begin.line, key.str());
+      fail(ErrorKind::usage, "{}:{}: unknown setting '{}' (`stopgrad train --help` lists them, '-' written as '_')",
+           file, key.source().begin.line, key.str());
     set_from_toml(config, *field, node, file);
     if (seen != nullptr) seen->emplace_back(key.str());
   }

@@ -1,5 +1,5 @@
-// TrainConfig: every setting of a training run. One table (config_fields) lists the settings once; the flags of `train`,
-// the keys of config.toml, the help texts and the checks all come from it.
+// TrainConfig: every setting of a training run. One table (config_fields) lists the settings once; the flags of
+// `train`, the keys of config.toml, the help texts and the checks all come from it.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -35,20 +35,21 @@ struct TrainConfig {
 };
 
 struct ConfigField {
-  using Member = std::variant<std::string TrainConfig::*, std::int64_t TrainConfig::*, double TrainConfig::*, bool TrainConfig::*>;
-  std::string_view key;                    // in config.toml; the flag is --key with '-' for '_'
+  using Member =
+      std::variant<std::string TrainConfig::*, std::int64_t TrainConfig::*, double TrainConfig::*, bool TrainConfig::*>;
+  std::string_view key;  // in config.toml; the flag is --key with '-' for '_'
   Member member;
-  std::string_view group;                  // heading in --help and config.toml
+  std::string_view group;  // heading in --help and config.toml
   std::string_view help;
-  std::vector<std::string> choices;        // of text; empty: any
-  double least = 0, most = 0;              // of numbers, inclusive
-  bool resume_may_change = false;          // whether `train --resume` may give it another value
+  std::vector<std::string> choices;  // of text; empty: any
+  double least = 0, most = 0;        // of numbers, inclusive
+  bool resume_may_change = false;    // whether `train --resume` may give it another value
 };
 
 // In the order in which they are written. `model` is first; it is the positional argument of `train`.
 std::span<const ConfigField> config_fields();
 std::string flag_of(const ConfigField& field);
-std::string text_of(const TrainConfig& config, const ConfigField& field);   // as TOML writes it
+std::string text_of(const TrainConfig& config, const ConfigField& field);  // as TOML writes it
 
 // Presets: "fashion" (28x28x1 images, the network that the documentation measures) and "large" (32x32x3).
 // Sets the sizes of the network, batch and data. Error{usage} listing them.
@@ -58,8 +59,10 @@ void apply_preset(TrainConfig& config, std::string_view name);
 void validate(const TrainConfig& config);
 
 // Error{io}: cannot read. Error{usage}: not TOML, a key that is unknown or of the wrong type, naming file and line.
-// Keys that are absent keep their value in `base`; a `preset` key is applied before the others. `seen`: the keys of the file.
-TrainConfig read_config(const std::filesystem::path& path, const TrainConfig& base, std::vector<std::string>* seen = nullptr);
+// Keys that are absent keep their value in `base`; a `preset` key is applied before the others. `seen`: the keys of the
+// file.
+TrainConfig read_config(const std::filesystem::path& path, const TrainConfig& base,
+                        std::vector<std::string>* seen = nullptr);
 
 // Every field with its help as a comment; read_config gives the same config back.
 std::string to_toml(const TrainConfig& config);

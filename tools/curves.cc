@@ -28,15 +28,37 @@ Curve curve_of(const std::vector<Metrics>& history, std::string_view name, std::
 }  // namespace
 
 Image draw_curves(const std::vector<Metrics>& history) {
-  const auto c = [&](std::string_view name, std::string label, bool thin = false) { return curve_of(history, name, std::move(label), thin); };
+  const auto c = [&](std::string_view name, std::string label, bool thin = false) {
+    return curve_of(history, name, std::move(label), thin);
+  };
   std::vector<Panel> panels(6);
-  panels[0] = {"loss", "step", true, false,
-               {c("loss", "total"), c("reconstruction", "reconstruction"), c("codebook", "codebook"), c("commitment", "commitment")}};
-  panels[1] = {"codes used, fraction of the codebook", "step", false, true, {c("usage_window", "window of steps"), c("usage", "one batch")}};
-  panels[2] = {"|q| / |z| of the rows", "step", true, false, {c("norm_ratio", "mean"), c("norm_ratio_p5", "5 %", true), c("norm_ratio_p95", "95 %", true)}};
-  panels[3] = {"perplexity of the codes", "step", false, true, {c("perplexity_window", "window of steps"), c("perplexity", "one batch")}};
+  panels[0] = {"loss",
+               "step",
+               true,
+               false,
+               {c("loss", "total"), c("reconstruction", "reconstruction"), c("codebook", "codebook"),
+                c("commitment", "commitment", true)}};  // equal to the codebook loss: both lines are seen
+  panels[1] = {"codes used, fraction of the codebook",
+               "step",
+               false,
+               true,
+               {c("usage_window", "window of steps"), c("usage", "one batch")}};
+  panels[2] = {"|q| / |z| of the rows",
+               "step",
+               true,
+               false,
+               {c("norm_ratio", "mean"), c("norm_ratio_p5", "5 %", true), c("norm_ratio_p95", "95 %", true)}};
+  panels[3] = {"perplexity of the codes",
+               "step",
+               false,
+               true,
+               {c("perplexity_window", "window of steps"), c("perplexity", "one batch")}};
   panels[4] = {"relative quantization error |z-q|^2 / |z|^2", "step", true, false, {c("relative_error", "mean")}};
-  panels[5] = {"size of the gradient at z", "step", true, false, {c("grad_reconstruction", "reconstruction"), c("grad_commitment", "commitment")}};
+  panels[5] = {"size of the gradient at z",
+               "step",
+               true,
+               false,
+               {c("grad_reconstruction", "reconstruction"), c("grad_commitment", "commitment")}};
   return draw_panels(panels, 2);
 }
 

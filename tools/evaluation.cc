@@ -16,9 +16,12 @@ EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std:
   batch = std::min(batch, images.count);
   Tape tape;
   const Evaluation evaluation = build_evaluation(tape, model, batch);
-  Program program = compile(tape, {evaluation.squared_error, evaluation.quantization_error, evaluation.relative_error, evaluation.counts}, backend);
+  Program program = compile(
+      tape, {evaluation.squared_error, evaluation.quantization_error, evaluation.relative_error, evaluation.counts},
+      backend);
 
-  Tensor pixels({DType::f32, {batch, c.height, c.width, c.channels}}), weights({DType::f32, {batch}}), counts({DType::f32, {c.codes}});
+  Tensor pixels({DType::f32, {batch, c.height, c.width, c.channels}}), weights({DType::f32, {batch}}),
+      counts({DType::f32, {c.codes}});
   std::vector<std::int32_t> indices(static_cast<std::size_t>(batch));
   std::vector<double> totals(static_cast<std::size_t>(c.codes));
   double squared = 0, quantization = 0, relative = 0;
@@ -43,7 +46,8 @@ EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std:
   EvaluationResult r;
   r.images = images.count;
   r.codes = c.codes;
-  const double n = static_cast<double>(images.count), rows = n * static_cast<double>(c.latent_height() * c.latent_width());
+  const double n = static_cast<double>(images.count),
+               rows = n * static_cast<double>(c.latent_height() * c.latent_width());
   r.mse = squared / (n * static_cast<double>(images.image_bytes()));
   r.psnr = -10 * std::log10(r.mse);
   r.quantization_mse = quantization / (rows * static_cast<double>(c.code_dim));

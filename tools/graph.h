@@ -14,8 +14,8 @@ std::vector<std::int32_t> all_instructions(const Tape& tape);
 std::vector<std::int32_t> forward_instructions(const Tape& tape);
 
 std::string to_text(const Tape& tape, std::span<const std::int32_t> instrs);
-// Scopes are boxes. A stop_gradient is a red octagon and the edges into it, which no gradient crosses, are dashed and red;
-// edges out of other ops without a gradient (argmin, compare) are dashed and grey.
+// Scopes are boxes. A stop_gradient is a red octagon and the edges into it, which no gradient crosses, are dashed and
+// red; edges out of other ops without a gradient (argmin, compare) are dashed and grey.
 std::string to_dot(const Tape& tape, std::span<const std::int32_t> instrs, const std::string& title);
 
 }  // namespace sg::tools

@@ -15,7 +15,8 @@ void save_png(const std::filesystem::path& path, const Image& image) {
     auto& out = *static_cast<std::vector<std::byte>*>(context);
     out.insert(out.end(), static_cast<std::byte*>(data), static_cast<std::byte*>(data) + size);
   };
-  if (!stbi_write_png_to_func(append, &bytes, image.width, image.height, image.channels, image.pixels.data(), image.width * image.channels))
+  if (!stbi_write_png_to_func(append, &bytes, image.width, image.height, image.channels, image.pixels.data(),
+                              image.width * image.channels))
     fail(ErrorKind::io, "cannot make a PNG of {} x {} for {}", image.width, image.height, path.string());
   write_file_atomically(path, bytes);
 }
@@ -34,7 +35,8 @@ Image image_of(const Tensor& batch, std::int64_t i) {
 Image reconstruction_grid(const Tensor& originals, const Tensor& reconstructions, int columns) {
   SG_CHECK(originals.shape() == reconstructions.shape());
   const Shape& s = originals.shape();
-  const int count = static_cast<int>(s[0]), height = static_cast<int>(s[1]), width = static_cast<int>(s[2]), channels = static_cast<int>(s[3]);
+  const int count = static_cast<int>(s[0]), height = static_cast<int>(s[1]), width = static_cast<int>(s[2]),
+            channels = static_cast<int>(s[3]);
   const int pairs = (count + columns - 1) / columns;
   const int scale = std::max(1, 84 / std::max(height, width));
   const int gap = 4, cell_w = width * scale + gap, cell_h = height * scale;
@@ -45,7 +47,8 @@ Image reconstruction_grid(const Tensor& originals, const Tensor& reconstructions
       Image cell = image_of(below == 0 ? originals : reconstructions, i);
       const int left = gap + i % columns * cell_w, top = gap + i / columns * pair_h + below * (cell_h + gap / 2);
       for (int y = 0; y < cell_h; ++y)
-        for (int x = 0; x < width * scale; ++x) std::copy_n(cell.at(x / scale, y / scale), channels, out.at(left + x, top + y));
+        for (int x = 0; x < width * scale; ++x)
+          std::copy_n(cell.at(x / scale, y / scale), channels, out.at(left + x, top + y));
     }
   return out;
 }

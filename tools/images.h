@@ -10,14 +10,19 @@
 namespace sg::tools {
 
 struct Image {
-  int width = 0, height = 0, channels = 3;      // 1 grey, 3 red-green-blue
-  std::vector<std::uint8_t> pixels;             // row by row, channels innermost
+  int width = 0, height = 0, channels = 3;  // 1 grey, 3 red-green-blue
+  std::vector<std::uint8_t> pixels;         // row by row, channels innermost
 
   Image() = default;
   Image(int w, int h, int c, std::uint8_t fill)
-      : width(w), height(h), channels(c), pixels(static_cast<std::size_t>(w) * static_cast<std::size_t>(h) * static_cast<std::size_t>(c), fill) {}
+      : width(w),
+        height(h),
+        channels(c),
+        pixels(static_cast<std::size_t>(w) * static_cast<std::size_t>(h) * static_cast<std::size_t>(c), fill) {}
   std::uint8_t* at(int x, int y) {
-    return pixels.data() + (static_cast<std::size_t>(y) * static_cast<std::size_t>(width) + static_cast<std::size_t>(x)) * static_cast<std::size_t>(channels);
+    return pixels.data() +
+           (static_cast<std::size_t>(y) * static_cast<std::size_t>(width) + static_cast<std::size_t>(x)) *
+               static_cast<std::size_t>(channels);
   }
 };
 

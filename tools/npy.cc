@@ -49,7 +49,8 @@ std::vector<std::int64_t> parse_shape(std::string_view text, const std::string& 
         fail(ErrorKind::io, "{}: the .npy header has an absurd shape {}", file, text.substr(0, close + 1));
       extent = extent * 10 + (text[i] - '0');
     }
-    if (i == first) fail(ErrorKind::io, "{}: the .npy header has a malformed shape {}", file, text.substr(0, close + 1));
+    if (i == first)
+      fail(ErrorKind::io, "{}: the .npy header has a malformed shape {}", file, text.substr(0, close + 1));
     dims.push_back(extent);
   }
   return dims;
@@ -70,13 +71,16 @@ Tensor read_npy(const std::filesystem::path& path) {
   const std::size_t header_size =
       version == 1 ? byte(8) | byte(9) << 8 : byte(8) | byte(9) << 8 | byte(10) << 16 | byte(11) << 24;
   if (text.size() - prefix < header_size)
-    fail(ErrorKind::io, "{}: the .npy header says it is {} bytes long, the file has {}", file, header_size, text.size() - prefix);
+    fail(ErrorKind::io, "{}: the .npy header says it is {} bytes long, the file has {}", file, header_size,
+         text.size() - prefix);
   const std::string_view header = text.substr(prefix, header_size);
   const std::string_view data = text.substr(prefix + header_size);
 
-  const auto descr = after_key(header, "descr"), order = after_key(header, "fortran_order"), shape = after_key(header, "shape");
+  const auto descr = after_key(header, "descr"), order = after_key(header, "fortran_order"),
+             shape = after_key(header, "shape");
   if (!descr || !order || !shape) fail(ErrorKind::io, "{}: the .npy header lacks descr, fortran_order or shape", file);
-  if (order->substr(0, 5) != "False") fail(ErrorKind::io, "{}: Fortran order; save it with numpy.ascontiguousarray", file);
+  if (order->substr(0, 5) != "False")
+    fail(ErrorKind::io, "{}: Fortran order; save it with numpy.ascontiguousarray", file);
   const std::string_view kind = descr->size() >= 5 ? descr->substr(1, 3) : std::string_view{};
   const bool wide = kind == "<i8";
   if (!wide && kind != "<i4" && kind != "<f4" && kind != "<f8")
@@ -91,11 +95,14 @@ Tensor read_npy(const std::filesystem::path& path) {
   std::size_t elements = 1;
   for (const std::int64_t d : dims) {
     const auto extent = static_cast<std::size_t>(d);
-    if (extent != 0 && elements > data.size() / extent) elements = std::numeric_limits<std::size_t>::max() / 16;
-    else elements *= extent;
+    if (extent != 0 && elements > data.size() / extent)
+      elements = std::numeric_limits<std::size_t>::max() / 16;
+    else
+      elements *= extent;
   }
   if (elements > data.size() / item || elements * item != data.size())
-    fail(ErrorKind::io, "{}: the .npy header's shape does not fit the {} bytes of data that follow it", file, data.size());
+    fail(ErrorKind::io, "{}: the .npy header's shape does not fit the {} bytes of data that follow it", file,
+         data.size());
 
   Tensor out({dtype, Shape(dims)});
   if (!wide) {
@@ -119,7 +126,7 @@ void write_npy(const std::filesystem::path& path, const Tensor& value) {
   for (const std::int64_t d : value.shape()) shape += std::to_string(d) + ", ";
   if (value.shape().rank() > 1) shape.resize(shape.size() - 2);
   std::string header = fmt::format("{{'descr': '{}', 'fortran_order': False, 'shape': ({}), }}", descr, shape);
-  header.append(63 - (10 + header.size()) % 64, ' ');   // the data start at a multiple of 64
+  header.append(63 - (10 + header.size()) % 64, ' ');  // the data start at a multiple of 64
   header += '\n';
   std::string file(kMagic);
   file += std::string_view("\x01\x00", 2);

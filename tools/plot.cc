@@ -14,7 +14,8 @@ namespace {
 
 using Color = std::array<std::uint8_t, 3>;
 constexpr Color kInk{40, 40, 46}, kFaint{225, 226, 230}, kAxis{120, 122, 130};
-constexpr std::array<Color, 6> kPalette{{{31, 101, 178}, {208, 74, 42}, {48, 140, 82}, {138, 84, 164}, {196, 142, 20}, {90, 96, 104}}};
+constexpr std::array<Color, 6> kPalette{
+    {{31, 101, 178}, {208, 74, 42}, {48, 140, 82}, {138, 84, 164}, {196, 142, 20}, {90, 96, 104}}};
 
 constexpr int kPanelWidth = 720, kPanelHeight = 420;
 constexpr int kLeft = 104, kRight = 24, kTop = 66, kBottom = 62;
@@ -27,7 +28,8 @@ class Canvas {
   void blend(int x, int y, const Color& color, double cover) {
     if (x < 0 || y < 0 || x >= image_.width || y >= image_.height || cover <= 0) return;
     std::uint8_t* p = image_.at(x, y);
-    for (std::size_t c = 0; c < 3; ++c) p[c] = static_cast<std::uint8_t>(std::lround(p[c] + std::min(cover, 1.0) * (color[c] - p[c])));
+    for (std::size_t c = 0; c < 3; ++c)
+      p[c] = static_cast<std::uint8_t>(std::lround(p[c] + std::min(cover, 1.0) * (color[c] - p[c])));
   }
 
   void rectangle(int x0, int y0, int x1, int y1, const Color& color) {
@@ -36,7 +38,8 @@ class Canvas {
   }
 
   // Antialiased: a pixel's cover is its distance to the segment, clipped to [x_lo, x_hi) x [y_lo, y_hi).
-  void line(double x0, double y0, double x1, double y1, const Color& color, double width, int x_lo, int y_lo, int x_hi, int y_hi) {
+  void line(double x0, double y0, double x1, double y1, const Color& color, double width, int x_lo, int y_lo, int x_hi,
+            int y_hi) {
     const double half = width / 2, dx = x1 - x0, dy = y1 - y0, length2 = dx * dx + dy * dy;
     const int left = std::max(x_lo, static_cast<int>(std::floor(std::min(x0, x1) - half - 1)));
     const int right = std::min(x_hi - 1, static_cast<int>(std::ceil(std::max(x0, x1) + half + 1)));
@@ -63,7 +66,8 @@ class Canvas {
     };
     std::vector<Vertex> vertices(text.size() * 80 + 80);
     std::string copy = text;
-    const int quads = stb_easy_font_print(0, 0, copy.data(), nullptr, vertices.data(), static_cast<int>(vertices.size() * sizeof(Vertex)));
+    const int quads = stb_easy_font_print(0, 0, copy.data(), nullptr, vertices.data(),
+                                          static_cast<int>(vertices.size() * sizeof(Vertex)));
     for (int q = 0; q < quads; ++q) {
       const Vertex& a = vertices[static_cast<std::size_t>(4 * q)];
       const Vertex& b = vertices[static_cast<std::size_t>(4 * q + 2)];
@@ -92,13 +96,15 @@ std::vector<double> linear_ticks(double lo, double hi, int wanted) {
   return ticks;
 }
 
-// Over more than two decades the powers of ten; below that 1, 2, 5 times each.
+// Over more than two decades the powers of ten; below that 1, 2, 5 times each; within a few times as on a linear axis.
 std::vector<double> log_ticks(double lo, double hi) {
+  if (hi < 5 * lo) return linear_ticks(lo, hi, 6);
   std::vector<double> ticks;
   const bool dense = std::log10(hi / lo) < 2.5;
   for (int e = static_cast<int>(std::floor(std::log10(lo))); e <= static_cast<int>(std::ceil(std::log10(hi))); ++e)
     for (const double m : {1.0, 2.0, 5.0})
-      if (const double v = m * std::pow(10.0, e); v >= lo * (1 - 1e-9) && v <= hi * (1 + 1e-9) && (dense || m == 1.0)) ticks.push_back(v);
+      if (const double v = m * std::pow(10.0, e); v >= lo * (1 - 1e-9) && v <= hi * (1 + 1e-9) && (dense || m == 1.0))
+        ticks.push_back(v);
   return ticks;
 }
 
@@ -108,7 +114,9 @@ struct Range {
   bool empty() const { return lo > hi; }
 };
 
-bool drawable(const Panel& panel, double x, double y) { return std::isfinite(x) && std::isfinite(y) && (!panel.log_y || y > 0); }
+bool drawable(const Panel& panel, double x, double y) {
+  return std::isfinite(x) && std::isfinite(y) && (!panel.log_y || y > 0);
+}
 
 void draw_panel(Canvas canvas, const Panel& panel, int x0, int y0) {
   const int left = x0 + kLeft, right = x0 + kPanelWidth - kRight, top = y0 + kTop, bottom = y0 + kPanelHeight - kBottom;
@@ -148,7 +156,8 @@ void draw_panel(Canvas canvas, const Panel& panel, int x0, int y0) {
     canvas.rectangle(x, top, x + 1, bottom, kFaint);
     canvas.rectangle(x, bottom, x + 1, bottom + 6, kAxis);
     const std::string label = number(v);
-    canvas.text(std::min(x - Canvas::text_width(label) / 2, x0 + kPanelWidth - Canvas::text_width(label)), bottom + 12, label, kInk);
+    canvas.text(std::min(x - Canvas::text_width(label) / 2, x0 + kPanelWidth - Canvas::text_width(label)), bottom + 12,
+                label, kInk);
   }
   canvas.rectangle(left, top, left + 1, bottom, kAxis);
   canvas.rectangle(left, bottom, right, bottom + 1, kAxis);
@@ -183,7 +192,8 @@ Image draw_panels(const std::vector<Panel>& panels, int columns) {
   const int count = static_cast<int>(panels.size()), rows = (count + columns - 1) / columns;
   Image image(columns * kPanelWidth, rows * kPanelHeight, 3, 255);
   for (int i = 0; i < count; ++i)
-    draw_panel(Canvas(image), panels[static_cast<std::size_t>(i)], i % columns * kPanelWidth, i / columns * kPanelHeight);
+    draw_panel(Canvas(image), panels[static_cast<std::size_t>(i)], i % columns * kPanelWidth,
+               i / columns * kPanelHeight);
   return image;
 }
 

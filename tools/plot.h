@@ -17,8 +17,8 @@ struct Curve {
 
 struct Panel {
   std::string title, x_label;
-  bool log_y = false;                   // values <= 0 are left out
-  bool from_zero = false;               // the y axis includes 0
+  bool log_y = false;      // values <= 0 are left out
+  bool from_zero = false;  // the y axis includes 0
   std::vector<Curve> curves;
 };
 

@@ -27,11 +27,17 @@ int terminal_width() {
 
 std::string duration_text(double seconds) {
   const auto s = static_cast<std::int64_t>(std::max(seconds, 0.0) + 0.5);
-  return s < 3600 ? fmt::format("{}:{:02}", s / 60, s % 60) : fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
+  return s < 3600 ? fmt::format("{}:{:02}", s / 60, s % 60)
+                  : fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
 }
 
 Progress::Progress(std::int64_t first, std::int64_t total, std::int64_t line_every)
-    : first_(first), total_(total), line_every_(line_every), terminal_(isatty(STDOUT_FILENO) == 1), start_(Clock::now()), last_(start_) {}
+    : first_(first),
+      total_(total),
+      line_every_(line_every),
+      terminal_(isatty(STDOUT_FILENO) == 1),
+      start_(Clock::now()),
+      last_(start_) {}
 
 Progress::~Progress() { clear(); }
 
@@ -50,8 +56,10 @@ void Progress::update(std::int64_t done, const std::string& text, double images_
   if (!wants_text(done)) return;
   last_ = Clock::now();
   const double spent = std::chrono::duration<double>(last_ - start_).count();
-  const double left = spent / static_cast<double>(std::max<std::int64_t>(done - first_, 1)) * static_cast<double>(total_ - done);
-  const std::string numbers = fmt::format("step {}/{}  {}  {:.0f} images/s  {} left", done, total_, text, images_per_second, duration_text(left));
+  const double left =
+      spent / static_cast<double>(std::max<std::int64_t>(done - first_, 1)) * static_cast<double>(total_ - done);
+  const std::string numbers = fmt::format("step {}/{}  {}  {:.0f} images/s  {} left", done, total_, text,
+                                          images_per_second, duration_text(left));
   if (!terminal_) {
     fmt::print("{}\n", numbers);
     std::fflush(stdout);
@@ -61,8 +69,10 @@ void Progress::update(std::int64_t done, const std::string& text, double images_
   std::string bar;
   if (room >= 8) {
     const int width = std::min(room, 30);
-    const int full = static_cast<int>(static_cast<double>(width) * static_cast<double>(done) / static_cast<double>(total_));
-    bar = "[" + std::string(static_cast<std::size_t>(full), '#') + std::string(static_cast<std::size_t>(width - full), '.') + "] ";
+    const int full =
+        static_cast<int>(static_cast<double>(width) * static_cast<double>(done) / static_cast<double>(total_));
+    bar = "[" + std::string(static_cast<std::size_t>(full), '#') +
+          std::string(static_cast<std::size_t>(width - full), '.') + "] ";
   }
   fmt::print("\r\033[K{}{}", bar, numbers.substr(0, static_cast<std::size_t>(std::max(terminal_width() - 1, 10))));
   std::fflush(stdout);
@@ -102,7 +112,8 @@ double seconds_since_start() {
   timespec now{};
   clock_gettime(CLOCK_BOOTTIME, &now);
   const double ticks = word.empty() ? 0 : std::stod(word);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec) - ticks / static_cast<double>(sysconf(_SC_CLK_TCK));
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec) -
+         ticks / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
 double peak_memory_mb() {

@@ -14,7 +14,7 @@ class Progress {
   void update(std::int64_t done, const std::string& text, double images_per_second);
   // Prints a line of its own, keeping the bar below it.
   void line(const std::string& text);
-  bool wants_text(std::int64_t done) const;   // whether update() would show anything now
+  bool wants_text(std::int64_t done) const;  // whether update() would show anything now
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -25,7 +25,7 @@ class Progress {
   Clock::time_point start_, last_;
 };
 
-std::string duration_text(double seconds);   // "3:07", "1:02:09"
+std::string duration_text(double seconds);  // "3:07", "1:02:09"
 
 // While one lives, SIGINT and SIGTERM set a flag instead of ending the process; a second one ends it.
 class InterruptGuard {
@@ -39,6 +39,6 @@ class InterruptGuard {
 
 // Seconds since this process was started, and its memory.
 double seconds_since_start();
-double peak_memory_mb();   // resident set
+double peak_memory_mb();  // resident set
 
 }  // namespace sg::tools

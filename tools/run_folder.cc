@@ -25,21 +25,27 @@ std::string to_line(const Metrics& metrics) {
   return line + "}\n";
 }
 
-[[noreturn]] void cannot_write(const fs::path& path) { fail(ErrorKind::io, "cannot write {}: {}", path.string(), std::strerror(errno)); }
+[[noreturn]] void cannot_write(const fs::path& path) {
+  fail(ErrorKind::io, "cannot write {}: {}", path.string(), std::strerror(errno));
+}
 
 }  // namespace
 
 void make_output_folder(const fs::path& path) {
   std::error_code ec;
   if (fs::exists(path, ec)) {
-    if (!fs::is_directory(path, ec)) fail(ErrorKind::io, "{} exists and is not a folder; choose another --out", path.string());
+    if (!fs::is_directory(path, ec))
+      fail(ErrorKind::io, "{} exists and is not a folder; choose another --out", path.string());
     const bool empty = fs::is_empty(path, ec);
     if (ec) fail(ErrorKind::io, "cannot read the folder {}: {}", path.string(), ec.message());
-    if (!empty) fail(ErrorKind::io, "{} is not empty; choose another --out, or go on with the run in it with --resume", path.string());
+    if (!empty)
+      fail(ErrorKind::io, "{} is not empty; choose another --out, or go on with the run in it with --resume",
+           path.string());
   } else if (fs::create_directories(path, ec); ec) {
     fail(ErrorKind::io, "cannot make the folder {}: {}", path.string(), ec.message());
   }
-  if (access(path.c_str(), W_OK | X_OK) != 0) fail(ErrorKind::io, "cannot write into the folder {}: {}", path.string(), std::strerror(errno));
+  if (access(path.c_str(), W_OK | X_OK) != 0)
+    fail(ErrorKind::io, "cannot write into the folder {}: {}", path.string(), std::strerror(errno));
 }
 
 RunFolder RunFolder::create(const fs::path& path) {
@@ -52,7 +58,8 @@ RunFolder RunFolder::open(const fs::path& path) {
   std::error_code ec;
   if (!fs::is_directory(path, ec)) fail(ErrorKind::io, "{} is not a run folder: no such folder", path.string());
   for (const fs::path& file : {run.config(), run.checkpoint()})
-    if (!fs::exists(file, ec)) fail(ErrorKind::io, "{} is not a run folder: it has no {}", path.string(), file.filename().string());
+    if (!fs::exists(file, ec))
+      fail(ErrorKind::io, "{} is not a run folder: it has no {}", path.string(), file.filename().string());
   return run;
 }
 

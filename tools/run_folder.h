@@ -45,11 +45,13 @@ class MetricsLog {
   // Keeps the lines up to `last_step` of an existing file (the steps after a checkpoint are trained again), and gives
   // them in `history`. Error{io}.
   MetricsLog(std::filesystem::path path, std::int64_t last_step, std::vector<Metrics>& history);
-  void append(const Metrics& metrics);   // Error{io}: disk full
-  void flush();                          // Error{io}
+  void append(const Metrics& metrics);  // Error{io}: disk full
+  void flush();                         // Error{io}
 
  private:
-  struct Close { void operator()(std::FILE* f) const { std::fclose(f); } };
+  struct Close {
+    void operator()(std::FILE* f) const { std::fclose(f); }
+  };
   std::filesystem::path path_;
   std::unique_ptr<std::FILE, Close> file_;
 };
@@ -57,6 +59,6 @@ class MetricsLog {
 // Error{io} on lines that are not JSON objects, other than an incomplete last one.
 std::vector<Metrics> read_metrics(const std::filesystem::path& path);
 
-double metric(const Metrics& metrics, std::string_view name);   // NaN where it is missing
+double metric(const Metrics& metrics, std::string_view name);  // NaN where it is missing
 
 }  // namespace sg::tools

@@ -74,7 +74,8 @@ VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images) {
   return c;
 }
 
-void save_checkpoint(const std::filesystem::path& path, std::span<Variable* const> variables, const ImageSize& images, std::int64_t step) {
+void save_checkpoint(const std::filesystem::path& path, std::span<Variable* const> variables, const ImageSize& images,
+                     std::int64_t step) {
   StateFile file;
   for (const Variable* v : variables) file.tensors.push_back({v->name(), v->value()});
   file.metadata = {{"format", "stopgrad checkpoint 1"}, {"images", to_string(images)}, {"step", std::to_string(step)}};
@@ -85,7 +86,8 @@ Checkpoint read_checkpoint(const std::filesystem::path& path) {
   Checkpoint c{path, load_safetensors(path), {}};
   const auto images = c.file.metadata.find("images");
   if (images == c.file.metadata.end() || !parse_size(images->second, c.images))
-    fail(ErrorKind::io, "{}: not a checkpoint of this program: its metadata does not say which images it is for", path.string());
+    fail(ErrorKind::io, "{}: not a checkpoint of this program: its metadata does not say which images it is for",
+         path.string());
   return c;
 }
 
@@ -95,11 +97,11 @@ void restore(std::span<Variable* const> variables, const Checkpoint& checkpoint,
   for (const Variable* v : variables) {
     const Tensor* tensor = checkpoint.file.find(v->name());
     if (tensor == nullptr)
-      fail(ErrorKind::io, "{} has no tensor '{}' ({}), which this model needs: it is a checkpoint of another model", file, v->name(),
-           sg::to_string(v->type()));
+      fail(ErrorKind::io, "{} has no tensor '{}' ({}), which this model needs: it is a checkpoint of another model",
+           file, v->name(), sg::to_string(v->type()));
     if (tensor->type() != v->type())
-      fail(ErrorKind::io, "{}: tensor '{}' is {}, this model's is {}: it is a checkpoint of another model", file, v->name(),
-           sg::to_string(tensor->type()), sg::to_string(v->type()));
+      fail(ErrorKind::io, "{}: tensor '{}' is {}, this model's is {}: it is a checkpoint of another model", file,
+           v->name(), sg::to_string(tensor->type()), sg::to_string(v->type()));
     if (!all_finite(*tensor)) fail(ErrorKind::io, "{}: tensor '{}' holds a NaN or an infinity", file, v->name());
     found.push_back(tensor);
   }
@@ -107,7 +109,8 @@ void restore(std::span<Variable* const> variables, const Checkpoint& checkpoint,
     for (const NamedTensor& t : checkpoint.file.tensors) {
       bool known = false;
       for (const Variable* v : variables) known = known || v->name() == t.name;
-      if (!known) fail(ErrorKind::io, "{}: tensor '{}' is not of this model: it is a checkpoint of another model", file, t.name);
+      if (!known)
+        fail(ErrorKind::io, "{}: tensor '{}' is not of this model: it is a checkpoint of another model", file, t.name);
     }
   for (std::size_t i = 0; i < found.size(); ++i) variables[i]->set(*found[i]);
 }

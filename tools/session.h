@@ -18,7 +18,7 @@ struct ImageSize {
   std::int64_t height = 0, width = 0, channels = 0;
   bool operator==(const ImageSize&) const = default;
 };
-std::string to_string(const ImageSize&);            // "28x28x1"
+std::string to_string(const ImageSize&);  // "28x28x1"
 inline ImageSize size_of(const ImageSet& set) { return {set.height, set.width, set.channels}; }
 
 // Sets the threads of the process and returns the backend. Error{backend}.
@@ -29,7 +29,8 @@ DataOptions data_options(const TrainConfig& config);
 VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images);
 
 // Writes the variables and what kind of images they are for, atomically.
-void save_checkpoint(const std::filesystem::path& path, std::span<Variable* const> variables, const ImageSize& images, std::int64_t step);
+void save_checkpoint(const std::filesystem::path& path, std::span<Variable* const> variables, const ImageSize& images,
+                     std::int64_t step);
 
 // A checkpoint's tensors and what its file says about itself. Error{io}: unreadable, or not written by this program.
 struct Checkpoint {

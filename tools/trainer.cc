@@ -45,7 +45,7 @@ class Trainer {
   VqVaeConfig model_config_;
   VqVae model_;
   VqVaeTraining training_;
-  std::int64_t step_ = 0, steps_ = 0;
+  std::int64_t first_step_ = 0, step_ = 0, steps_ = 0, saved_step_ = 0;  // saved_step_ 0: no checkpoint
   std::optional<RunFolder> folder_;
   std::vector<Metrics> history_;
   std::unique_ptr<MetricsLog> log_;
@@ -68,15 +68,18 @@ Trainer::Trainer(const TrainRequest& request)
       training_(model_) {
   const BatchOrder order(data_.train.count, config_.batch, model_config_.seed);
   steps_ = config_.epochs > 0 ? config_.epochs * order.steps_per_epoch() : config_.steps;
-  if (config_.warmup >= steps_) fail(ErrorKind::usage, "--warmup is {} steps of {} in all; it must be shorter", config_.warmup, steps_);
+  if (config_.warmup >= steps_)
+    fail(ErrorKind::usage, "--warmup is {} steps of {} in all; it must be shorter", config_.warmup, steps_);
   if (request.resume) {
     const Checkpoint checkpoint = read_checkpoint(RunFolder::open(request.out).checkpoint());
     if (checkpoint.images != images_)
-      fail(ErrorKind::io, "{} is for images of {}, the data are {}", checkpoint.path.string(), to_string(checkpoint.images), to_string(images_));
+      fail(ErrorKind::io, "{} is for images of {}, the data are {}", checkpoint.path.string(),
+           to_string(checkpoint.images), to_string(images_));
     restore(training_.checkpoint(), checkpoint, true);
-    step_ = static_cast<std::int64_t>(training_.step().value().item());
+    first_step_ = step_ = saved_step_ = static_cast<std::int64_t>(training_.step().value().item());
     if (step_ >= steps_)
-      fail(ErrorKind::usage, "{} has done all of its {} steps; give a larger --steps to train on", request.out.string(), step_);
+      fail(ErrorKind::usage, "{} has done all of its {} steps; give a larger --steps to train on", request.out.string(),
+           step_);
   }
   recorded_ = build_train_step(tape_, training_);
   program_.emplace(compile(tape_, recorded_.fetches(), backend_, {.check_finite = config_.check_finite}));
@@ -96,15 +99,19 @@ void Trainer::print_heading() const {
   std::int64_t weights = 0;
   for (const Variable* v : training_.optimizer().parameters()) weights += v->value().elements();
   const auto latents = fmt::format("{}x{}", model_config_.latent_height(), model_config_.latent_width());
-  fmt::print("{} on {}: {} training and {} test images of {} ({})\n", config_.model, data_.name, data_.train.count, data_.test.count,
-             to_string(images_), data_.origin);
-  fmt::print("  each image becomes {} codes out of {} ({:.0f} bits, of {} as stored); {:.2f} million weights\n", latents, config_.codes,
-             static_cast<double>(model_config_.latent_height() * model_config_.latent_width()) * std::log2(static_cast<double>(config_.codes)),
+  fmt::print("{} on {}: {} training and {} test images of {} ({})\n", config_.model, data_.name, data_.train.count,
+             data_.test.count, to_string(images_), data_.origin);
+  fmt::print("  each image becomes {} codes out of {} ({:.0f} bits, of {} as stored); {:.2f} million weights\n",
+             latents, config_.codes,
+             static_cast<double>(model_config_.latent_height() * model_config_.latent_width()) *
+                 std::log2(static_cast<double>(config_.codes)),
              data_.train.image_bytes() * 8, static_cast<double>(weights) / 1e6);
-  fmt::print("  estimator {}, codebook by {}, {} {:g}, batch {}, backend {} with {} thread{}\n", config_.estimator, config_.codebook,
-             config_.optimizer, config_.lr, config_.batch, config_.backend, threads(), threads() == 1 ? "" : "s");
-  fmt::print("  {} {} to {} ({:.2f} epochs in all), written to {}\n", request_.resume ? "resuming: steps" : "steps", step_ + 1, steps_,
-             static_cast<double>(steps_) / static_cast<double>(data_.train.count / config_.batch), folder_->path().string());
+  fmt::print("  estimator {}, codebook by {}, {} {:g}, batch {}, backend {} with {} thread{}\n", config_.estimator,
+             config_.codebook, config_.optimizer, config_.lr, config_.batch, config_.backend, threads(),
+             threads() == 1 ? "" : "s");
+  fmt::print("  {} {} to {} ({:.2f} epochs in all), written to {}\n", request_.resume ? "resuming: steps" : "steps",
+             step_ + 1, steps_, static_cast<double>(steps_) / static_cast<double>(data_.train.count / config_.batch),
+             folder_->path().string());
   fmt::print("  Ctrl-C saves and stops; `stopgrad train --resume {}` goes on\n", folder_->path().string());
   std::fflush(stdout);
 }
@@ -112,13 +119,18 @@ void Trainer::print_heading() const {
 // What the rotation trick and others are most often brought down by shows before anything is trained: codes that are
 // much shorter than what they stand for, few codes in use, one loss term that outweighs the other at z.
 void Trainer::print_first_step(const Metrics& m) const {
-  const double ratio = metric(m, "norm_ratio"), reconstruction = metric(m, "grad_reconstruction"), commitment = metric(m, "grad_commitment");
-  fmt::print("  at step {}: |q|/|z| {:.3g}, {:.0f} of {} codes used, gradient at z: {:.1f} % reconstruction, {:.1f} % commitment\n", step_, ratio,
-             std::round(metric(m, "usage") * static_cast<double>(config_.codes)), config_.codes,
-             100 * reconstruction / (reconstruction + commitment), 100 * commitment / (reconstruction + commitment));
+  const double ratio = metric(m, "norm_ratio"), reconstruction = metric(m, "grad_reconstruction"),
+               commitment = metric(m, "grad_commitment");
+  fmt::print(
+      "  at step {}: |q|/|z| {:.3g}, {:.0f} of {} codes used, gradient at z: {:.1f} % reconstruction, {:.1f} % "
+      "commitment\n",
+      step_, ratio, std::round(metric(m, "usage") * static_cast<double>(config_.codes)), config_.codes,
+      100 * reconstruction / (reconstruction + commitment), 100 * commitment / (reconstruction + commitment));
   if (config_.estimator != "ste" && ratio < 0.1)
-    fmt::print("  note: the codes are much shorter than the encoder's outputs, and {} scales the gradient by |q|/|z|: --init kmeans avoids it\n",
-               config_.estimator);
+    fmt::print(
+        "  note: the codes are much shorter than the encoder's outputs, and {} scales the gradient by |q|/|z|: --init "
+        "kmeans avoids it\n",
+        config_.estimator);
   fmt::print("  first training step done {:.2f} s after the program was started\n", seconds_since_start());
   std::fflush(stdout);
 }
@@ -144,6 +156,7 @@ void Trainer::save() {
   log_->flush();
   const std::vector<Variable*> variables = training_.checkpoint();
   save_checkpoint(folder_->checkpoint(), variables, images_, step_);
+  saved_step_ = step_;
 }
 
 void Trainer::draw_pictures() {
@@ -164,7 +177,7 @@ void Trainer::run() {
   }
 
   const InterruptGuard guard;
-  const std::int64_t first_step = step_, last = request_.stop_after > 0 ? std::min(request_.stop_after, steps_) : steps_;
+  const std::int64_t last = request_.stop_after > 0 ? std::min(request_.stop_after, steps_) : steps_;
   {
     Progress progress(step_, steps_, config_.log_every);
     double speed = 0;
@@ -174,15 +187,22 @@ void Trainer::run() {
       log_->append(m);
       if (!std::isfinite(loss)) {
         log_->flush();
-        fail(ErrorKind::non_finite, "the loss is {} at step {}. The checkpoint in {} is of step {}; --check-finite names the op that made the first "
-             "such number, a lower --lr or --clip 1 may avoid it", loss, step_, folder_->path().string(),
-             first_step == step_ - 1 || config_.checkpoint_every == 0 ? first_step : (step_ - 1) / config_.checkpoint_every * config_.checkpoint_every);
+        fail(ErrorKind::non_finite,
+             "the loss is {} at step {}. {}; --check-finite names the op that made the first such number, a lower --lr "
+             "or "
+             "--clip 1 may avoid it",
+             loss, step_,
+             saved_step_ > 0 ? fmt::format("The checkpoint in {} is of step {}", folder_->path().string(), saved_step_)
+                             : "No checkpoint was saved yet");
       }
-      speed = speed == 0 || step_ < first_step + 5 ? metric(m, "images_per_second") : 0.95 * speed + 0.05 * metric(m, "images_per_second");
-      if (step_ == first_step + 1) print_first_step(m);
+      speed = speed == 0 || step_ < first_step_ + 5 ? metric(m, "images_per_second")
+                                                    : 0.95 * speed + 0.05 * metric(m, "images_per_second");
+      if (step_ == first_step_ + 1) print_first_step(m);
       if (progress.wants_text(step_)) {
-        progress.update(step_, fmt::format("loss {:.5f}  reconstruction {:.5f}  codes used {:.0f} %", loss, metric(m, "reconstruction"),
-                                           100 * metric(m, "usage_window")), speed);
+        progress.update(step_,
+                        fmt::format("loss {:.5f}  reconstruction {:.5f}  codes used {:.0f} %", loss,
+                                    metric(m, "reconstruction"), 100 * metric(m, "usage_window")),
+                        speed);
         log_->flush();
       }
       history_.push_back(std::move(m));
@@ -198,17 +218,24 @@ void Trainer::finish(bool interrupted) {
   program_.reset();
   draw_pictures();
   const std::string run = folder_->path().string();
-  fmt::print("{} at step {} after {} of training ({:.0f} images/s, peak memory {:.0f} MB)\n", interrupted ? "stopped" : "done", step_,
-             duration_text(train_seconds_), static_cast<double>(config_.batch) * static_cast<double>(step_) / std::max(train_seconds_, 1e-9), peak_memory_mb());
+  fmt::print(
+      "{} at step {} after {} of training ({:.0f} images/s, peak memory {:.0f} MB)\n", interrupted ? "stopped" : "done",
+      step_, duration_text(train_seconds_),
+      static_cast<double>(config_.batch) * static_cast<double>(step_ - first_step_) / std::max(train_seconds_, 1e-9),
+      peak_memory_mb());
   if (interrupted) {
     fmt::print("  saved; go on with: stopgrad train --resume {}\n", run);
     return;
   }
   const EvaluationResult r = evaluate_model(model_, data_.test, config_.batch, backend_);
-  fmt::print("  test set of {} images: MSE {:.6f} (PSNR {:.2f} dB), {:.0f} of {} codes used, perplexity {:.1f}, relative error {:.4f}\n", r.images,
-             r.mse, r.psnr, std::round(r.usage * static_cast<double>(r.codes)), r.codes, r.perplexity, r.relative_error);
-  fmt::print("Look at:\n  {}  (originals, below each its reconstruction)\n  {}  (loss, usage, norm ratio over the steps)\n",
-             folder_->reconstructions().string(), folder_->curves().string());
+  fmt::print(
+      "  test set of {} images: MSE {:.6f} (PSNR {:.2f} dB), {:.0f} of {} codes used, perplexity {:.1f}, relative "
+      "error {:.4f}\n",
+      r.images, r.mse, r.psnr, std::round(r.usage * static_cast<double>(r.codes)), r.codes, r.perplexity,
+      r.relative_error);
+  fmt::print(
+      "Look at:\n  {}  (originals, below each its reconstruction)\n  {}  (loss, usage, norm ratio over the steps)\n",
+      folder_->reconstructions().string(), folder_->curves().string());
 }
 
 }  // namespace

@@ -9,9 +9,9 @@ namespace sg::tools {
 
 struct TrainRequest {
   TrainConfig config;
-  std::filesystem::path out;       // a new run folder; for a resume the folder of the run
+  std::filesystem::path out;  // a new run folder; for a resume the folder of the run
   bool resume = false;
-  std::int64_t stop_after = 0;     // end after this step as Ctrl-C would; 0: train all steps
+  std::int64_t stop_after = 0;  // end after this step as Ctrl-C would; 0: train all steps
 };
 
 // Trains, and writes the run folder. Nothing is written before data, model and settings were found good.

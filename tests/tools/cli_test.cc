@@ -23,14 +23,18 @@ namespace {
 
 using namespace tools;
 
-struct Outcome { int code; std::string text; };   // text: stdout and stderr together
+struct Outcome {
+  int code;
+  std::string text;
+};  // text: stdout and stderr together
 
 // Through the shell, so that a test can set limits and traps before it.
 Outcome shell(const std::string& command) {
   std::FILE* pipe = popen((command + " 2>&1").c_str(), "r");
   Outcome out{-1, {}};
   std::array<char, 4096> chunk{};
-  for (std::size_t got; (got = std::fread(chunk.data(), 1, chunk.size(), pipe)) > 0;) out.text.append(chunk.data(), got);
+  for (std::size_t got; (got = std::fread(chunk.data(), 1, chunk.size(), pipe)) > 0;)
+    out.text.append(chunk.data(), got);
   const int status = pclose(pipe);
   out.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return out;
@@ -40,7 +44,8 @@ Outcome stopgrad(const std::string& arguments) { return shell(SG_STOPGRAD_BINARY
 
 // A network that trains in no time.
 const std::string kSmall =
-    " --data synthetic --limit 40 --image-size 8 --hidden 8 --residual-hidden 4 --residual-blocks 1 --codes 16 --code-dim 4 --batch 8 --window 5"
+    " --data synthetic --limit 40 --image-size 8 --hidden 8 --residual-hidden 4 --residual-blocks 1 --codes 16 "
+    "--code-dim 4 --batch 8 --window 5"
     " --threads 1 --log-every 1000 ";
 
 // The one line of the message, without the parser's hint.
@@ -97,8 +102,11 @@ TEST(Cli, WrongUsageIsOneMessageAndCodeTwo) {
 TEST(Cli, BadDataIsOneMessageAndCodeOne) {
   const TempFolder folder;
   const std::string out = " --out " + (folder / "run").string();
-  const auto train_on = [&](const std::string& data) { return "train vq-vae --batch 2 --steps 1 --data " + data + out; };
-  expect_fails("train vq-vae --data fashion-mnist --data-dir " + folder.path().string() + out, 1, "dataset-fashion-mnist");
+  const auto train_on = [&](const std::string& data) {
+    return "train vq-vae --batch 2 --steps 1 --data " + data + out;
+  };
+  expect_fails("train vq-vae --data fashion-mnist --data-dir " + folder.path().string() + out, 1,
+               "dataset-fashion-mnist");
   folder.write("empty/readme.txt", "");
   expect_fails(train_on((folder / "empty").string()), 1, "no images");
   folder.write("idx/train-images-idx3-ubyte", std::string("\0\0\x08\x03\0\0\0\x05\0\0\0\x08\0\0\0\x08", 16) + "short");
@@ -115,19 +123,22 @@ TEST(Cli, BadDataIsOneMessageAndCodeOne) {
   EXPECT_FALSE(std::filesystem::exists(folder / "run")) << "nothing may be written";
   folder.write("full/file", "x");
   expect_fails("train vq-vae" + kSmall + "--steps 1 --out " + (folder / "full").string(), 1, "is not empty");
-  expect_fails("train vq-vae" + kSmall + "--steps 1 --out " + (folder / "full/file/run").string(), 1, "cannot make the folder");
+  expect_fails("train vq-vae" + kSmall + "--steps 1 --out " + (folder / "full/file/run").string(), 1,
+               "cannot make the folder");
 }
 
 TEST(Cli, TrainLeavesARunFolderThatTheOthersUse) {
   const TempFolder folder;
   const std::string run = trained(folder, "run", "--steps 4");
-  for (const char* file : {"config.toml", "metrics.jsonl", "checkpoint.safetensors", "reconstructions.png", "curves.png"})
+  for (const char* file :
+       {"config.toml", "metrics.jsonl", "checkpoint.safetensors", "reconstructions.png", "curves.png"})
     EXPECT_GT(std::filesystem::file_size(folder / "run" / file), 0u) << file;
   const auto metrics = read_metrics(folder / "run" / "metrics.jsonl");
   ASSERT_EQ(metrics.size(), 4u);
-  for (const char* name : {"loss", "reconstruction", "codebook", "commitment", "usage", "perplexity", "usage_window", "perplexity_window", "relative_error",
-                           "norm_ratio", "norm_ratio_p5", "norm_ratio_p95", "angle", "angle_p5", "angle_p95", "grad_reconstruction", "grad_commitment", "lr",
-                           "images_per_second"})
+  for (const char* name :
+       {"loss", "reconstruction", "codebook", "commitment", "usage", "perplexity", "usage_window", "perplexity_window",
+        "relative_error", "norm_ratio", "norm_ratio_p5", "norm_ratio_p95", "angle", "angle_p5", "angle_p95",
+        "grad_reconstruction", "grad_commitment", "lr", "images_per_second"})
     EXPECT_TRUE(std::isfinite(metric(metrics[3], name))) << name;
 
   const Outcome evaluated = stopgrad("evaluate " + run + " --json");
@@ -161,16 +172,21 @@ TEST(Cli, DecodeRefusesTokensOfAnotherRun) {
   refused(Tensor({DType::f32, {3, 2, 2}}), "i32[N,2,2]");
   refused(Tensor::of<std::int32_t>({1, 2, 2}, {0, 16, 0, 0}), "token 1 is 16; the run in");
   refused(Tensor::of<std::int32_t>({1, 2, 2}, {0, -1, 0, 0}), "token 1 is -1");
-  expect_fails("decode " + run + " " + folder.write("bad.npy", "nonsense").string() + " --out " + (folder / "out").string(), 1, "is not a .npy file");
+  expect_fails(
+      "decode " + run + " " + folder.write("bad.npy", "nonsense").string() + " --out " + (folder / "out").string(), 1,
+      "is not a .npy file");
   EXPECT_FALSE(std::filesystem::exists(folder / "out")) << "nothing may be written";
-  expect_fails("encode " + run + " " + folder.write("bad.png", "nonsense").string() + " --out " + (folder / "o.npy").string(), 1, "bad.png");
+  expect_fails(
+      "encode " + run + " " + folder.write("bad.png", "nonsense").string() + " --out " + (folder / "o.npy").string(), 1,
+      "bad.png");
   EXPECT_FALSE(std::filesystem::exists(folder / "o.npy"));
 }
 
 std::map<std::string, std::string> checkpoint_bytes(const std::string& run) {
   std::map<std::string, std::string> out;
   for (const NamedTensor& t : load_safetensors(std::filesystem::path(run) / "checkpoint.safetensors").tensors)
-    out[t.name] = to_string(t.value.type()) + std::string(reinterpret_cast<const char*>(t.value.data()), t.value.bytes());
+    out[t.name] =
+        to_string(t.value.type()) + std::string(reinterpret_cast<const char*>(t.value.data()), t.value.bytes());
   return out;
 }
 
@@ -179,8 +195,12 @@ class CliResume : public testing::TestWithParam<std::string> {};
 // N steps = N/2 + resume + N/2, bit for bit, over the end of an epoch, with every kind of state in use.
 TEST_P(CliResume, IsExact) {
   const TempFolder folder;
-  const std::string flags = "--steps 12 --codebook ema --revive 0.2 --init kmeans --schedule cosine --warmup 2 --clip 1 --estimator rotation --backend " + GetParam();
-  const std::string whole = trained(folder, "whole", flags), halves = trained(folder, "halves", flags + " --stop-after 6");
+  const std::string flags =
+      "--steps 12 --codebook ema --revive 0.2 --init kmeans --schedule cosine --warmup 2 --clip 1 --estimator rotation "
+      "--backend " +
+      GetParam();
+  const std::string whole = trained(folder, "whole", flags),
+                    halves = trained(folder, "halves", flags + " --stop-after 6");
   EXPECT_NE(checkpoint_bytes(whole), checkpoint_bytes(halves));
   const Outcome out = stopgrad("train --resume " + halves);
   ASSERT_EQ(out.code, 0) << out.text;
@@ -193,7 +213,8 @@ TEST_P(CliResume, IsExact) {
     for (const auto& [name, value] : a[i])
       if (name != "images_per_second") EXPECT_EQ(metric(b[i], name), value) << "step " << i + 1 << " " << name;
 }
-INSTANTIATE_TEST_SUITE_P(Backends, CliResume, testing::Values("cpu", "reference"), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Backends, CliResume, testing::Values("cpu", "reference"),
+                         [](const auto& info) { return info.param; });
 
 TEST(Cli, ResumeRefusesAnotherModelOrSetting) {
   const TempFolder folder;
@@ -207,7 +228,8 @@ TEST(Cli, ResumeRefusesAnotherModelOrSetting) {
   std::string other = config;
   other.replace(other.find("codes = 16"), 10, "codes = 32");
   folder.write("run/config.toml", other);
-  expect_fails("train --resume " + run + " --steps 4", 1, "tensor 'quantizer.codebook' is f32[16,4], this model's is f32[32,4]");
+  expect_fails("train --resume " + run + " --steps 4", 1,
+               "tensor 'quantizer.codebook' is f32[16,4], this model's is f32[32,4]");
   expect_fails("evaluate " + run, 1, "tensor 'quantizer.codebook' is f32[16,4], this model's is f32[32,4]");
   folder.write("run/config.toml", config);
 
@@ -224,14 +246,16 @@ TEST(Cli, FullDiskKeepsTheOldCheckpoint) {
   const std::string run = trained(folder, "run", "--steps 2");
   const std::string before = slurp(run + "/checkpoint.safetensors");
   // A file-size limit makes writes fail as a full disk does.
-  const Outcome out = shell("trap '' XFSZ; ulimit -f 8; exec " SG_STOPGRAD_BINARY " train --resume " + run + " --steps 4");
+  const Outcome out =
+      shell("trap '' XFSZ; ulimit -f 8; exec " SG_STOPGRAD_BINARY " train --resume " + run + " --steps 4");
   EXPECT_EQ(out.code, 1) << out.text;
   EXPECT_TRUE(slurp(run + "/checkpoint.safetensors") == before);
   EXPECT_EQ(stopgrad("evaluate " + run).code, 0);
 }
 
 pid_t start_training(const std::string& run, const std::string& flags) {
-  const std::string command = "exec " SG_STOPGRAD_BINARY " train vq-vae" + kSmall + flags + " --out " + run + " > " + run + ".log 2>&1";
+  const std::string command =
+      "exec " SG_STOPGRAD_BINARY " train vq-vae" + kSmall + flags + " --out " + run + " > " + run + ".log 2>&1";
   std::string sh = "sh", c = "-c", text = command;
   char* const argv[] = {sh.data(), c.data(), text.data(), nullptr};
   pid_t child = 0;
@@ -240,7 +264,8 @@ pid_t start_training(const std::string& run, const std::string& flags) {
 }
 
 void wait_for(const std::filesystem::path& file) {
-  for (int i = 0; i < 3000 && !std::filesystem::exists(file); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  for (int i = 0; i < 3000 && !std::filesystem::exists(file); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   ASSERT_TRUE(std::filesystem::exists(file));
 }
 
@@ -286,7 +311,8 @@ TEST(Cli, DivergingRunStopsAndNamesTheStep) {
   const TempFolder folder;
   const std::string run = " --out " + (folder / "run").string();
   expect_fails("train vq-vae" + kSmall + "--steps 400 --optimizer sgd --lr 1000" + run, 1, "");
-  const Outcome out = stopgrad("train vq-vae" + kSmall + "--steps 400 --optimizer sgd --lr 1000 --out " + (folder / "again").string());
+  const Outcome out =
+      stopgrad("train vq-vae" + kSmall + "--steps 400 --optimizer sgd --lr 1000 --out " + (folder / "again").string());
   EXPECT_EQ(out.code, 1);
   SG_EXPECT_CONTAINS(out.text, "the loss is");
   SG_EXPECT_CONTAINS(out.text, "--check-finite");
@@ -311,7 +337,8 @@ TEST(Cli, InfoAndBenchReport) {
   const Outcome info = stopgrad("info");
   EXPECT_EQ(info.code, 0);
   for (const char* part : {"stopgrad 0.", "reference", "cpu", "threads"}) SG_EXPECT_CONTAINS(info.text, part);
-  const Outcome bench = stopgrad("bench --json --repeats 2 --warm 0 --hidden 8 --residual-hidden 4 --codes 16 --code-dim 4 --batch 4");
+  const Outcome bench =
+      stopgrad("bench --json --repeats 2 --warm 0 --hidden 8 --residual-hidden 4 --codes 16 --code-dim 4 --batch 4");
   ASSERT_EQ(bench.code, 0) << bench.text;
   const auto json = nlohmann::json::parse(bench.text);
   EXPECT_GT(json["median_ms"].get<double>(), 0);

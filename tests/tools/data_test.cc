@@ -73,7 +73,7 @@ TEST(Idx, RefusesDamagedGzip) {
   SG_EXPECT_ERROR(io, "the gzip data is truncated", read_idx(folder.write("bad", good.substr(0, good.size() / 2))));
   SG_EXPECT_ERROR(io, "the gzip data is truncated", read_idx(folder.write("bad", good.substr(0, good.size() - 4))));
   std::string flipped = good;
-  flipped[flipped.size() - 6] = static_cast<char>(flipped[flipped.size() - 6] ^ 0x55);   // its checksum
+  flipped[flipped.size() - 6] = static_cast<char>(flipped[flipped.size() - 6] ^ 0x55);  // its checksum
   SG_EXPECT_ERROR(io, "the gzip data is corrupt", read_idx(folder.write("bad", flipped)));
 }
 
@@ -81,7 +81,7 @@ TEST(Cifar, ReadsPlanesAsChannels) {
   const TempFolder folder;
   std::string record(3073, '\0');
   record[0] = 9;
-  record[1 + 33] = 10, record[1 + 1024 + 33] = 20, record[1 + 2048 + 33] = 30;   // y 1, x 1
+  record[1 + 33] = 10, record[1 + 1024 + 33] = 20, record[1 + 2048 + 33] = 30;  // y 1, x 1
   const ImageSet set = read_cifar10({folder.write("a", record + record), folder.write("b", record)});
   EXPECT_EQ(set.count, 3);
   const auto pixel = set.image(2).subspan(33 * 3, 3);
@@ -100,7 +100,8 @@ Image checkered(int width, int height, int channels) {
   Image image(width, height, channels, 0);
   for (int y = 0; y < height; ++y)
     for (int x = 0; x < width; ++x)
-      for (int c = 0; c < channels; ++c) image.at(x, y)[c] = static_cast<std::uint8_t>((x / 8 + y / 8) % 2 * 200 + 20 * c);
+      for (int c = 0; c < channels; ++c)
+        image.at(x, y)[c] = static_cast<std::uint8_t>((x / 8 + y / 8) % 2 * 200 + 20 * c);
   return image;
 }
 
@@ -157,11 +158,13 @@ TEST(Dataset, NamesWhatIsMissing) {
   SG_EXPECT_CONTAINS(missing->message(), "dataset-fashion-mnist");
   SG_EXPECT_CONTAINS(missing->message(), folder.path().string());
   SG_EXPECT_CONTAINS(missing->message(), "--data synthetic");
-  SG_EXPECT_ERROR(usage, "neither a data set (fashion-mnist, mnist, cifar10, synthetic) nor a folder", load_dataset({.name = "imagenet"}));
+  SG_EXPECT_ERROR(usage, "neither a data set (fashion-mnist, mnist, cifar10, synthetic) nor a folder",
+                  load_dataset({.name = "imagenet"}));
   folder.write("train-images-idx3-ubyte", idx_header({3, 4, 4}) + ramp(48));
   SG_EXPECT_ERROR(io, "no test set", load_dataset({.name = "mnist", .folder = folder.path().string()}));
   folder.write("t10k-images-idx3-ubyte", idx_header({1, 8, 4}) + ramp(32));
-  SG_EXPECT_ERROR(io, "training images are 4 x 4 x 1, test images 8 x 4 x 1", load_dataset({.name = folder.path().string()}));
+  SG_EXPECT_ERROR(io, "training images are 4 x 4 x 1, test images 8 x 4 x 1",
+                  load_dataset({.name = folder.path().string()}));
 }
 
 TEST(Synthetic, DependsOnSeedAndIndexOnly) {

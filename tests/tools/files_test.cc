@@ -23,8 +23,10 @@ std::string npy(const std::string& header, const std::string& data) {
 
 TEST(Npy, RoundTrip) {
   const TempFolder folder;
-  for (const Tensor& t : {Tensor::of<float>({2, 3}, {1, 2, 3, 4, 5, -6.5f}), Tensor::of<double>({4}, {0.1, 1e300, -0.0, 3}),
-                          Tensor::of<std::int32_t>({1, 2, 2}, {1, -2, 2147483647, 4}), Tensor::full({DType::f32, {}}, 7), Tensor({DType::i32, {0, 3}})}) {
+  for (const Tensor& t :
+       {Tensor::of<float>({2, 3}, {1, 2, 3, 4, 5, -6.5f}), Tensor::of<double>({4}, {0.1, 1e300, -0.0, 3}),
+        Tensor::of<std::int32_t>({1, 2, 2}, {1, -2, 2147483647, 4}), Tensor::full({DType::f32, {}}, 7),
+        Tensor({DType::i32, {0, 3}})}) {
     write_npy(folder / "t.npy", t);
     EXPECT_TRUE(same_bits(read_npy(folder / "t.npy"), t)) << to_string(t.type());
     EXPECT_EQ((slurp(folder / "t.npy").size() - t.bytes()) % 64, 0u);
@@ -34,13 +36,19 @@ TEST(Npy, RoundTrip) {
 TEST(Npy, ReadsNumpysInt64) {
   const TempFolder folder;
   const std::string header = "{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }\n";
-  expect_values(read_npy(folder.write("a.npy", npy(header, std::string("\x05\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff", 16)))), {5, -1});
-  SG_EXPECT_ERROR(io, "beyond 32 bits", read_npy(folder.write("a.npy", npy(header, std::string("\x05\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0", 16)))));
+  expect_values(read_npy(folder.write(
+                    "a.npy", npy(header, std::string("\x05\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff", 16)))),
+                {5, -1});
+  SG_EXPECT_ERROR(
+      io, "beyond 32 bits",
+      read_npy(folder.write("a.npy", npy(header, std::string("\x05\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0", 16)))));
 }
 
 TEST(Npy, RefusesBadFiles) {
   const TempFolder folder;
-  const auto refused = [&](const std::string& bytes, std::string_view why) { SG_EXPECT_ERROR(io, why, read_npy(folder.write("bad.npy", bytes))); };
+  const auto refused = [&](const std::string& bytes, std::string_view why) {
+    SG_EXPECT_ERROR(io, why, read_npy(folder.write("bad.npy", bytes)));
+  };
   const auto header = [](const std::string& descr, const std::string& order, const std::string& shape) {
     return "{'descr': '" + descr + "', 'fortran_order': " + order + ", 'shape': " + shape + ", }\n";
   };
@@ -75,7 +83,9 @@ TEST(Config, WritesEveryFieldAndReadsItBack) {
 
 TEST(Config, RefusesWhatItDoesNotKnow) {
   const TempFolder folder;
-  const auto refused = [&](std::string_view text, std::string_view why) { SG_EXPECT_ERROR(usage, why, read_config(folder.write("c.toml", text), {})); };
+  const auto refused = [&](std::string_view text, std::string_view why) {
+    SG_EXPECT_ERROR(usage, why, read_config(folder.write("c.toml", text), {}));
+  };
   refused("codes = 3\ncoeds = 4\n", "c.toml:2: unknown setting 'coeds'");
   refused("codes = \"many\"\n", "c.toml:1: 'codes' must be a whole number");
   refused("codes = 2.5\n", "'codes' must be a whole number");
@@ -84,7 +94,8 @@ TEST(Config, RefusesWhatItDoesNotKnow) {
   refused("codes = = 3\n", "not valid TOML");
   refused("preset = \"tiny\"\n", "tiny");
   SG_EXPECT_ERROR(io, "cannot open", read_config(folder / "missing.toml", {}));
-  EXPECT_EQ(read_config(folder.write("c.toml", "codes = 9\npreset = \"large\"\n"), {}).codes, 9) << "a preset goes under the other keys";
+  EXPECT_EQ(read_config(folder.write("c.toml", "codes = 9\npreset = \"large\"\n"), {}).codes, 9)
+      << "a preset goes under the other keys";
 }
 
 TEST(Config, ValidateNamesTheFlag) {
@@ -103,7 +114,8 @@ TEST(Config, ValidateNamesTheFlag) {
   refused([](TrainConfig& c) { c.beta = -1; }, "--beta");
   refused([](TrainConfig& c) { c.ema_decay = 1; }, "--ema-decay");
   refused([](TrainConfig& c) { c.model = "vq-gan"; }, "model 'vq-gan' is unknown; choose one of: vq-vae");
-  refused([](TrainConfig& c) { c.estimator = "magic"; }, "--estimator 'magic' is unknown; choose one of: ste, rotation");
+  refused([](TrainConfig& c) { c.estimator = "magic"; },
+          "--estimator 'magic' is unknown; choose one of: ste, rotation");
   refused([](TrainConfig& c) { c.backend = "abacus"; }, "--backend 'abacus' is unknown; choose one of: ");
   refused([](TrainConfig& c) { c.optimizer = "lion"; }, "--optimizer");
   refused([](TrainConfig& c) { c.metric = "manhattan"; }, "--metric");
@@ -121,7 +133,8 @@ TEST(RunFolder, RefusesWhatItCannotUse) {
   SG_EXPECT_ERROR(io, "it has no config.toml", RunFolder::open(folder / "a"));
   if (geteuid() != 0) {
     std::filesystem::create_directory(folder / "locked");
-    std::filesystem::permissions(folder / "locked", std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
+    std::filesystem::permissions(folder / "locked",
+                                 std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
     SG_EXPECT_ERROR(io, "cannot write into the folder", RunFolder::create(folder / "locked"));
     std::filesystem::permissions(folder / "locked", std::filesystem::perms::owner_all);
   }
@@ -157,7 +170,8 @@ TEST(Images, PngRoundTrip) {
 }
 
 TEST(Images, GridPutsReconstructionsBelowOriginals) {
-  const Tensor white = Tensor::full({DType::f32, {3, 8, 8, 1}}, 2.0), black = Tensor::full({DType::f32, {3, 8, 8, 1}}, -1.0);
+  const Tensor white = Tensor::full({DType::f32, {3, 8, 8, 1}}, 2.0),
+               black = Tensor::full({DType::f32, {3, 8, 8, 1}}, -1.0);
   Image grid = reconstruction_grid(white, black, 3);
   EXPECT_EQ(grid.channels, 1);
   EXPECT_GE(grid.height, 160);
@@ -167,7 +181,9 @@ TEST(Images, GridPutsReconstructionsBelowOriginals) {
 }
 
 TEST(Plot, DrawsCurvesAndSurvivesEmptyAndBadNumbers) {
-  const auto ink = [](const Image& image) { return std::count_if(image.pixels.begin(), image.pixels.end(), [](int v) { return v < 200; }); };
+  const auto ink = [](const Image& image) {
+    return std::count_if(image.pixels.begin(), image.pixels.end(), [](int v) { return v < 200; });
+  };
   Panel panel{"title", "step", false, false, {{"a", {1, 2, 3}, {1, 4, 9}, {}, false}}};
   const Image one = draw_panels({panel}, 1);
   panel.curves[0].y = {NAN, INFINITY, NAN};

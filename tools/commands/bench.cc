@@ -20,7 +20,9 @@ struct BenchArguments {
   std::unique_ptr<ConfigFlags> flags;
 };
 
-double milliseconds(std::chrono::steady_clock::duration d) { return std::chrono::duration<double, std::milli>(d).count(); }
+double milliseconds(std::chrono::steady_clock::duration d) {
+  return std::chrono::duration<double, std::milli>(d).count();
+}
 
 void bench(const BenchArguments& a) {
   const TrainConfig config = a.flags->over({});
@@ -66,31 +68,50 @@ void bench(const BenchArguments& a) {
   const double median = times[times.size() / 2], best = times.front(), slow = times[times.size() * 9 / 10];
   const double per_second = 1000.0 * static_cast<double>(config.batch) / median;
   const ProgramStats stats = program.stats();
-  const double record_ms = milliseconds(compile_start - record_start), compile_ms = milliseconds(first_start - compile_start);
+  const double record_ms = milliseconds(compile_start - record_start),
+               compile_ms = milliseconds(first_start - compile_start);
 
   if (a.json) {
-    const nlohmann::ordered_json out = {
-        {"preset", config.preset}, {"estimator", config.estimator}, {"backend", config.backend}, {"threads", threads()}, {"batch", config.batch},
-        {"steps_timed", a.repeats}, {"median_ms", median}, {"min_ms", best}, {"p90_ms", slow}, {"images_per_second", per_second},
-        {"record_ms", record_ms}, {"compile_ms", compile_ms}, {"first_run_ms", milliseconds(first_end - first_start)},
-        {"first_step_s", first_step}, {"peak_rss_mb", peak_memory_mb()}, {"arena_bytes", stats.arena_bytes}, {"sum_bytes", stats.sum_bytes},
-        {"lower_bound_bytes", stats.lower_bound_bytes}, {"persistent_bytes", stats.persistent_bytes}, {"scratch_bytes", stats.scratch_bytes},
-        {"program_steps", stats.steps}, {"loss", loss}};
+    const nlohmann::ordered_json out = {{"preset", config.preset},
+                                        {"estimator", config.estimator},
+                                        {"backend", config.backend},
+                                        {"threads", threads()},
+                                        {"batch", config.batch},
+                                        {"steps_timed", a.repeats},
+                                        {"median_ms", median},
+                                        {"min_ms", best},
+                                        {"p90_ms", slow},
+                                        {"images_per_second", per_second},
+                                        {"record_ms", record_ms},
+                                        {"compile_ms", compile_ms},
+                                        {"first_run_ms", milliseconds(first_end - first_start)},
+                                        {"first_step_s", first_step},
+                                        {"peak_rss_mb", peak_memory_mb()},
+                                        {"arena_bytes", stats.arena_bytes},
+                                        {"sum_bytes", stats.sum_bytes},
+                                        {"lower_bound_bytes", stats.lower_bound_bytes},
+                                        {"persistent_bytes", stats.persistent_bytes},
+                                        {"scratch_bytes", stats.scratch_bytes},
+                                        {"program_steps", stats.steps},
+                                        {"loss", loss}};
     fmt::print("{}\n", out.dump(2));
     return;
   }
   const auto mb = [](std::size_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
-  fmt::print("one training step: vq-vae {}, batch {} of {}, estimator {}, backend {}, {} threads\n", config.preset, config.batch, to_string(images),
-             config.estimator, config.backend, threads());
-  fmt::print("  time of a step      median {:.1f} ms, best {:.1f}, 90 % below {:.1f}   ({} steps)\n", median, best, slow, a.repeats);
+  fmt::print("one training step: vq-vae {}, batch {} of {}, estimator {}, backend {}, {} threads\n", config.preset,
+             config.batch, to_string(images), config.estimator, config.backend, threads());
+  fmt::print("  time of a step      median {:.1f} ms, best {:.1f}, 90 % below {:.1f}   ({} steps)\n", median, best,
+             slow, a.repeats);
   fmt::print("  images a second     {:.0f}\n", per_second);
   fmt::print("  recording           {:.1f} ms for {} instructions\n", record_ms, tape.instrs().size());
   fmt::print("  compiling           {:.1f} ms\n", compile_ms);
   fmt::print("  first step done     {:.2f} s after the program was started\n", first_step);
-  fmt::print("  peak memory         {:.0f} MB resident; arena {:.1f} MB (without reuse {:.1f}, lower bound {:.1f})\n", peak_memory_mb(), mb(stats.arena_bytes),
-             mb(stats.sum_bytes), mb(stats.lower_bound_bytes));
-  if (a.explain) fmt::print("\n{}\n", program.explain());
-  else fmt::print("  --explain lists the compiled steps and the time of each kind\n");
+  fmt::print("  peak memory         {:.0f} MB resident; arena {:.1f} MB (without reuse {:.1f}, lower bound {:.1f})\n",
+             peak_memory_mb(), mb(stats.arena_bytes), mb(stats.sum_bytes), mb(stats.lower_bound_bytes));
+  if (a.explain)
+    fmt::print("\n{}\n", program.explain());
+  else
+    fmt::print("  --explain lists the compiled steps and the time of each kind\n");
 }
 
 }  // namespace
@@ -102,8 +123,11 @@ void add_bench(CLI::App& app) {
   command->add_option("--warm", a->warm, "steps before that")->check(CLI::Range(0, 1000000))->capture_default_str();
   command->add_flag("--json", a->json, "print JSON");
   command->add_flag("--explain", a->explain, "time each kind of step and list the compiled program");
-  a->flags = std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Model", "Quantizer", "Training", "Run"});
-  command->footer("Examples:\n  stopgrad bench\n  stopgrad bench --preset large --threads 1 --estimator rotation --json\n  stopgrad bench --explain");
+  a->flags =
+      std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Model", "Quantizer", "Training", "Run"});
+  command->footer(
+      "Examples:\n  stopgrad bench\n  stopgrad bench --preset large --threads 1 --estimator rotation --json\n  "
+      "stopgrad bench --explain");
   command->callback([a] { bench(*a); });
 }
 

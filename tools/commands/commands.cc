@@ -16,8 +16,10 @@ ConfigFlags::ConfigFlags(CLI::App& command, std::vector<std::string_view> groups
     CLI::Option* option = std::visit(
         [&](auto member) -> CLI::Option* {
           auto& value = values_.*member;
-          if constexpr (std::is_same_v<std::remove_reference_t<decltype(value)>, bool>) return command.add_flag(flag_of(field), value, help);
-          else return command.add_option(flag_of(field), value, help)->capture_default_str();
+          if constexpr (std::is_same_v<std::remove_reference_t<decltype(value)>, bool>)
+            return command.add_flag(flag_of(field), value, help);
+          else
+            return command.add_option(flag_of(field), value, help)->capture_default_str();
         },
         field.member);
     option->group(std::string(field.group));
@@ -26,7 +28,8 @@ ConfigFlags::ConfigFlags(CLI::App& command, std::vector<std::string_view> groups
 }
 
 bool ConfigFlags::given(std::string_view key) const {
-  return std::any_of(flags_.begin(), flags_.end(), [&](const Flag& f) { return f.field->key == key && f.option->count() > 0; });
+  return std::any_of(flags_.begin(), flags_.end(),
+                     [&](const Flag& f) { return f.field->key == key && f.option->count() > 0; });
 }
 
 std::vector<std::string_view> ConfigFlags::given_keys() const {
@@ -48,11 +51,12 @@ int run_program(int argc, const char* const* argv) {
   CLI::App app("stopgrad: train and use vector-quantized autoencoders.", "stopgrad");
   app.set_version_flag("--version", std::string("stopgrad ") + SG_VERSION);
   app.require_subcommand(1);
-  app.footer("Exit codes: 0 done, 1 failed, 2 wrong command line or setting.\n"
-             "Examples:\n"
-             "  stopgrad train vq-vae --data fashion-mnist --out runs/first\n"
-             "  stopgrad evaluate runs/first\n"
-             "  stopgrad COMMAND --help");
+  app.footer(
+      "Exit codes: 0 done, 1 failed, 2 wrong command line or setting.\n"
+      "Examples:\n"
+      "  stopgrad train vq-vae --data fashion-mnist --out runs/first\n"
+      "  stopgrad evaluate runs/first\n"
+      "  stopgrad COMMAND --help");
   add_train(app);
   add_evaluate(app);
   add_encode(app);

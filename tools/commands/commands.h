@@ -1,7 +1,6 @@
 // The commands of the program. Each add_* declares one on the parser; its work runs when the parser met it.
 #pragma once
 #include <CLI/CLI.hpp>
-
 #include <functional>
 #include <memory>
 #include <string>
@@ -11,7 +10,8 @@
 
 namespace sg::tools {
 
-// Parses, runs, reports errors on stderr. Returns the exit code: 0, 1 (failed), 2 (the command line or a setting is wrong).
+// Parses, runs, reports errors on stderr. Returns the exit code: 0, 1 (failed), 2 (the command line or a setting is
+// wrong).
 int run_program(int argc, const char* const* argv);
 
 void add_train(CLI::App& app);
@@ -33,7 +33,10 @@ class ConfigFlags {
   std::vector<std::string_view> given_keys() const;
 
  private:
-  struct Flag { const ConfigField* field; CLI::Option* option; };
+  struct Flag {
+    const ConfigField* field;
+    CLI::Option* option;
+  };
   TrainConfig values_;
   std::vector<Flag> flags_;
 };

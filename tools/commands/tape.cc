@@ -42,7 +42,9 @@ bool on_path(const std::string& program) {
 
 std::string to_svg(const std::string& dot) {
   if (!on_path("dot"))
-    fail(ErrorKind::unsupported, "tape: --format svg needs the program `dot` of graphviz (sudo apt-get install graphviz); --format dot and text do not");
+    fail(ErrorKind::unsupported,
+         "tape: --format svg needs the program `dot` of graphviz (sudo apt-get install graphviz); --format dot and "
+         "text do not");
   TemporaryFile in, out;
   out.path += ".svg";
   write_text_atomically(in.path, dot);
@@ -50,14 +52,16 @@ std::string to_svg(const std::string& dot) {
   char* const argv[] = {program.data(), kind.data(), to.data(), target.data(), source.data(), nullptr};
   pid_t child = 0;
   int status = 0;
-  if (posix_spawnp(&child, "dot", nullptr, nullptr, argv, environ) != 0 || waitpid(child, &status, 0) != child || status != 0)
+  if (posix_spawnp(&child, "dot", nullptr, nullptr, argv, environ) != 0 || waitpid(child, &status, 0) != child ||
+      status != 0)
     fail(ErrorKind::io, "tape: `dot` failed on the graph; --format dot gives it as it is");
   const std::vector<std::byte> bytes = read_file(out.path);
   return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
 void show_tape(const TapeArguments& a) {
-  // A folder is a run; anything else names a model. Only sizes matter here, so images are those of the preset or the run.
+  // A folder is a run; anything else names a model. Only sizes matter here, so images are those of the preset or the
+  // run.
   std::error_code ec;
   TrainConfig config;
   ImageSize images{28, 28, 1};
@@ -78,13 +82,18 @@ void show_tape(const TapeArguments& a) {
   VqVae model(model_config(config, images));
   VqVaeTraining training(model);
   Tape tape;
-  if (a.part == "evaluate") build_evaluation(tape, model, config.batch);
-  else if (a.part == "encode") build_encode(tape, model, config.batch);
-  else if (a.part == "decode") build_decode(tape, model, config.batch);
-  else build_train_step(tape, training);
+  if (a.part == "evaluate")
+    build_evaluation(tape, model, config.batch);
+  else if (a.part == "encode")
+    build_encode(tape, model, config.batch);
+  else if (a.part == "decode")
+    build_decode(tape, model, config.batch);
+  else
+    build_train_step(tape, training);
   const std::vector<std::int32_t> shown = a.part == "forward" ? forward_instructions(tape) : all_instructions(tape);
 
-  std::string text = a.format == "text" ? to_text(tape, shown) : to_dot(tape, shown, fmt::format("{} ({})", config.model, a.part));
+  std::string text =
+      a.format == "text" ? to_text(tape, shown) : to_dot(tape, shown, fmt::format("{} ({})", config.model, a.part));
   if (a.format == "svg") text = to_svg(text);
   if (a.out.empty()) {
     std::fwrite(text.data(), 1, text.size(), stdout);
@@ -97,19 +106,26 @@ void show_tape(const TapeArguments& a) {
 }  // namespace
 
 void add_tape(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("tape", "Show the instructions that a model records: text, or a graph in which stop-gradients stand out.");
+  CLI::App* command = app.add_subcommand(
+      "tape", "Show the instructions that a model records: text, or a graph in which stop-gradients stand out.");
   const auto a = std::make_shared<TapeArguments>();
   command->add_option("WHAT", a->what, "model (vq-vae) or run folder")->required();
-  command->add_option("--format", a->format, "text, dot or svg (needs graphviz)")->check(CLI::IsMember({"text", "dot", "svg"}))->capture_default_str();
-  command->add_option("--part", a->part, "forward (what the losses and statistics are made of), step (gradients, optimizer and all), evaluate, encode or decode")
+  command->add_option("--format", a->format, "text, dot or svg (needs graphviz)")
+      ->check(CLI::IsMember({"text", "dot", "svg"}))
+      ->capture_default_str();
+  command
+      ->add_option("--part", a->part,
+                   "forward (what the losses and statistics are made of), step (gradients, optimizer and all), "
+                   "evaluate, encode or decode")
       ->check(CLI::IsMember({"forward", "step", "evaluate", "encode", "decode"}))
       ->capture_default_str();
   command->add_option("--out", a->out, "file to write; without it the standard output");
   a->flags = std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Model", "Quantizer", "Training"});
-  command->footer("Examples:\n"
-                  "  stopgrad tape vq-vae --estimator rotation\n"
-                  "  stopgrad tape vq-vae --format svg --out vq-vae.svg\n"
-                  "  stopgrad tape runs/first --part step");
+  command->footer(
+      "Examples:\n"
+      "  stopgrad tape vq-vae --estimator rotation\n"
+      "  stopgrad tape vq-vae --format svg --out vq-vae.svg\n"
+      "  stopgrad tape runs/first --part step");
   command->callback([a] { show_tape(*a); });
 }
 

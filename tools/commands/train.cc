@@ -30,8 +30,10 @@ TrainRequest new_run(const TrainArguments& a) {
 
 // A resumed run is the same run: only what leaves its numbers as they are, and its length, may be given another value.
 TrainRequest resumed_run(const TrainArguments& a) {
-  if (!a.config.empty()) fail(ErrorKind::usage, "train: --resume takes its settings from the run; --config cannot be given with it");
-  if (!a.out.empty()) fail(ErrorKind::usage, "train: --resume goes on in the folder of the run; --out cannot be given with it");
+  if (!a.config.empty())
+    fail(ErrorKind::usage, "train: --resume takes its settings from the run; --config cannot be given with it");
+  if (!a.out.empty())
+    fail(ErrorKind::usage, "train: --resume goes on in the folder of the run; --out cannot be given with it");
   const RunFolder folder = RunFolder::open(a.resume);
   const TrainConfig saved = read_config(folder.config(), {});
   validate(saved);
@@ -41,29 +43,34 @@ TrainRequest resumed_run(const TrainArguments& a) {
   validate(config);
   for (const ConfigField& field : config_fields())
     if (!field.resume_may_change && text_of(config, field) != text_of(saved, field))
-      fail(ErrorKind::usage, "train: {} is {} in {}; a resumed run cannot change it to {}", flag_of(field), text_of(saved, field),
-           folder.config().string(), text_of(config, field));
+      fail(ErrorKind::usage, "train: {} is {} in {}; a resumed run cannot change it to {}", flag_of(field),
+           text_of(saved, field), folder.config().string(), text_of(config, field));
   return {config, a.resume, true, a.stop_after};
 }
 
 }  // namespace
 
 void add_train(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("train", "Train a model on images and write a run folder with checkpoint, metrics and pictures.");
+  CLI::App* command = app.add_subcommand(
+      "train", "Train a model on images and write a run folder with checkpoint, metrics and pictures.");
   const auto a = std::make_shared<TrainArguments>();
   command->add_option("model", a->model, "architecture: vq-vae");
-  command->add_option("--out", a->out, "run folder to make; it must not exist or be empty. Without it: runs/MODEL-001, -002, ...");
+  command->add_option("--out", a->out,
+                      "run folder to make; it must not exist or be empty. Without it: runs/MODEL-001, -002, ...");
   command->add_option("--config", a->config, "take settings from a TOML file (a run's config.toml); flags go over it");
   command->add_option("--resume", a->resume, "go on with the run in this folder, exactly as if it had not stopped");
-  command->add_option("--stop-after", a->stop_after, "stop after this step as Ctrl-C would; 0: never")->check(CLI::NonNegativeNumber);
-  a->flags = std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Model", "Data", "Quantizer", "Training", "Run"});
-  command->footer("Examples:\n"
-                  "  stopgrad train vq-vae                                          Fashion-MNIST, 2000 steps\n"
-                  "  stopgrad train vq-vae --estimator rotation --init kmeans --codes 1024 --out runs/rotation\n"
-                  "  stopgrad train vq-vae --data ~/pictures --image-size 64 --epochs 20\n"
-                  "  stopgrad train vq-vae --data synthetic --steps 300 --codebook ema --revive 0.01\n"
-                  "  stopgrad train --resume runs/rotation --steps 5000\n"
-                  "  stopgrad train --config runs/rotation/config.toml --seed 2");
+  command->add_option("--stop-after", a->stop_after, "stop after this step as Ctrl-C would; 0: never")
+      ->check(CLI::NonNegativeNumber);
+  a->flags = std::make_unique<ConfigFlags>(
+      *command, std::vector<std::string_view>{"Model", "Data", "Quantizer", "Training", "Run"});
+  command->footer(
+      "Examples:\n"
+      "  stopgrad train vq-vae                                          Fashion-MNIST, 2000 steps\n"
+      "  stopgrad train vq-vae --estimator rotation --init kmeans --codes 1024 --out runs/rotation\n"
+      "  stopgrad train vq-vae --data ~/pictures --image-size 64 --epochs 20\n"
+      "  stopgrad train vq-vae --data synthetic --steps 300 --codebook ema --revive 0.01\n"
+      "  stopgrad train --resume runs/rotation --steps 5000\n"
+      "  stopgrad train --config runs/rotation/config.toml --seed 2");
   command->callback([a] { train(a->resume.empty() ? new_run(*a) : resumed_run(*a)); });
 }
 

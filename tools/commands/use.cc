@@ -36,19 +36,30 @@ void evaluate(const UseArguments& a) {
   const LoadedRun run = open_run(a, &backend);
   const Dataset data = load_dataset(data_options(run.config));
   if (size_of(data.test) != run.images)
-    fail(ErrorKind::io, "the run in {} is for images of {}; the test images of {} are {}", a.run, to_string(run.images), data.name, to_string(size_of(data.test)));
+    fail(ErrorKind::io, "the run in {} is for images of {}; the test images of {} are {}", a.run, to_string(run.images),
+         data.name, to_string(size_of(data.test)));
   const EvaluationResult r = evaluate_model(*run.model, data.test, run.config.batch, *backend);
   if (a.json) {
-    const nlohmann::ordered_json out = {{"run", a.run}, {"step", run.step}, {"data", data.name}, {"images", r.images}, {"mse", r.mse}, {"psnr", r.psnr},
-                                        {"codes", r.codes}, {"usage", r.usage}, {"perplexity", r.perplexity}, {"relative_error", r.relative_error},
-                                        {"quantization_mse", r.quantization_mse}, {"seconds", r.seconds}};
+    const nlohmann::ordered_json out = {{"run", a.run},
+                                        {"step", run.step},
+                                        {"data", data.name},
+                                        {"images", r.images},
+                                        {"mse", r.mse},
+                                        {"psnr", r.psnr},
+                                        {"codes", r.codes},
+                                        {"usage", r.usage},
+                                        {"perplexity", r.perplexity},
+                                        {"relative_error", r.relative_error},
+                                        {"quantization_mse", r.quantization_mse},
+                                        {"seconds", r.seconds}};
     fmt::print("{}\n", out.dump(2));
     return;
   }
   fmt::print("{} at step {}, on all {} test images of {}:\n", a.run, run.step, r.images, data.name);
   fmt::print("  reconstruction MSE   {:.6f}   (mean over pixels of images in [0,1])\n", r.mse);
   fmt::print("  PSNR                 {:.2f} dB\n", r.psnr);
-  fmt::print("  codes used           {:.0f} of {} ({:.1f} %)\n", std::round(r.usage * static_cast<double>(r.codes)), r.codes, 100 * r.usage);
+  fmt::print("  codes used           {:.0f} of {} ({:.1f} %)\n", std::round(r.usage * static_cast<double>(r.codes)),
+             r.codes, 100 * r.usage);
   fmt::print("  perplexity           {:.1f}\n", r.perplexity);
   fmt::print("  relative error       {:.4f}   (mean of |z-q|^2 / |z|^2)\n", r.relative_error);
   fmt::print("  time                 {:.1f} s\n", r.seconds);
@@ -63,7 +74,9 @@ bool is_idx(const std::filesystem::path& path) {
 ImageSet images_to_encode(const UseArguments& a, const ImageSize& size) {
   if (a.images.size() == 1 && is_idx(a.images[0])) {
     ImageSet set = read_idx(a.images[0]);
-    if (size_of(set) != size) fail(ErrorKind::io, "{} holds images of {}; the run in {} is for {}", a.images[0], to_string(size_of(set)), a.run, to_string(size));
+    if (size_of(set) != size)
+      fail(ErrorKind::io, "{} holds images of {}; the run in {} is for {}", a.images[0], to_string(size_of(set)), a.run,
+           to_string(size));
     return set;
   }
   std::vector<std::filesystem::path> files;
@@ -79,7 +92,9 @@ ImageSet images_to_encode(const UseArguments& a, const ImageSize& size) {
     files.insert(files.end(), inside.begin(), inside.end());
   }
   if (size.height != size.width || (size.channels != 1 && size.channels != 3))
-    fail(ErrorKind::usage, "encode: the run in {} is for images of {}; only square grey or colour images can be read from picture files", a.run, to_string(size));
+    fail(ErrorKind::usage,
+         "encode: the run in {} is for images of {}; only square grey or colour images can be read from picture files",
+         a.run, to_string(size));
   return read_images(files, size.height, size.channels);
 }
 
@@ -98,13 +113,15 @@ void encode(const UseArguments& a) {
   std::vector<std::int32_t> indices(static_cast<std::size_t>(batch));
   for (std::int64_t first = 0; first < images.count; first += batch) {
     const std::int64_t here = std::min(batch, images.count - first);
-    for (std::int64_t i = 0; i < batch; ++i) indices[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i < here ? first + i : first);
+    for (std::int64_t i = 0; i < batch; ++i)
+      indices[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i < here ? first + i : first);
     copy_images(images, indices, pixels);
     program.feed(encoding.images, pixels);
     program.run();
     program.fetch_into(encoding.tokens, some);
-    std::copy_n(some.span<std::int32_t>().begin(), static_cast<std::size_t>(here) * per_image,
-                tokens.span<std::int32_t>().begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(first) * per_image));
+    std::copy_n(
+        some.span<std::int32_t>().begin(), static_cast<std::size_t>(here) * per_image,
+        tokens.span<std::int32_t>().begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(first) * per_image));
   }
   write_npy(a.out, tokens);
   fmt::print("{} images -> {}: i32{} tokens in 0..{}\n", images.count, a.out, to_string(tokens.shape()), c.codes - 1);
@@ -116,13 +133,17 @@ void decode(const UseArguments& a) {
   const VqVaeConfig& c = run.model->config();
   const Tensor tokens = read_npy(a.tokens);
   const Shape& s = tokens.shape();
-  if (tokens.dtype() != DType::i32 || s.rank() != 3 || s[1] != c.latent_height() || s[2] != c.latent_width() || s[0] < 1)
-    fail(ErrorKind::io, "{} holds {}; the run in {} decodes i32[N,{},{}]", a.tokens, to_string(tokens.type()), a.run, c.latent_height(), c.latent_width());
+  if (tokens.dtype() != DType::i32 || s.rank() != 3 || s[1] != c.latent_height() || s[2] != c.latent_width() ||
+      s[0] < 1)
+    fail(ErrorKind::io, "{} holds {}; the run in {} decodes i32[N,{},{}]", a.tokens, to_string(tokens.type()), a.run,
+         c.latent_height(), c.latent_width());
   const auto values = tokens.span<std::int32_t>();
   for (std::size_t i = 0; i < values.size(); ++i)
     if (values[i] < 0 || values[i] >= c.codes)
-      fail(ErrorKind::io, "{}: token {} is {}; the run in {} has codes 0 to {}", a.tokens, i, values[i], a.run, c.codes - 1);
-  if (c.channels != 1 && c.channels != 3) fail(ErrorKind::usage, "decode: images of {} channels cannot be written as PNG", c.channels);
+      fail(ErrorKind::io, "{}: token {} is {}; the run in {} has codes 0 to {}", a.tokens, i, values[i], a.run,
+           c.codes - 1);
+  if (c.channels != 1 && c.channels != 3)
+    fail(ErrorKind::usage, "decode: images of {} channels cannot be written as PNG", c.channels);
 
   const std::int64_t batch = std::min(run.config.batch, s[0]);
   Tape tape;
@@ -142,35 +163,44 @@ void decode(const UseArguments& a) {
     program.fetch_into(decoding.images, images);
     program.fetch_into(decoding.tokens_again, again);
     for (std::size_t i = 0; i < count; ++i) differ += again.span<std::int32_t>()[i] != part[i];
-    for (std::int64_t i = 0; i < here; ++i) save_png(std::filesystem::path(a.out) / fmt::format("{:05}.png", first + i), image_of(images, i));
+    for (std::int64_t i = 0; i < here; ++i)
+      save_png(std::filesystem::path(a.out) / fmt::format("{:05}.png", first + i), image_of(images, i));
   }
   fmt::print("{} images of {} -> {}\n", s[0], to_string(run.images), a.out);
-  if (differ == 0) fmt::print("quantizing their codes again gives the same {} tokens\n", values.size());
-  else fmt::print("quantizing their codes again gives other tokens for {} of {}: some codes of this codebook coincide\n", differ, values.size());
+  if (differ == 0)
+    fmt::print("quantizing their codes again gives the same {} tokens\n", values.size());
+  else
+    fmt::print("quantizing their codes again gives other tokens for {} of {}: some codes of this codebook coincide\n",
+               differ, values.size());
 }
 
 }  // namespace
 
 void add_evaluate(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("evaluate", "Reconstruct the whole test set and print error, usage and perplexity.");
+  CLI::App* command =
+      app.add_subcommand("evaluate", "Reconstruct the whole test set and print error, usage and perplexity.");
   const auto a = std::make_shared<UseArguments>();
   command->add_option("RUN", a->run, "run folder")->required();
   command->add_flag("--json", a->json, "print JSON");
   a->flags = std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Data", "Run"});
-  command->footer("Examples:\n  stopgrad evaluate runs/first\n  stopgrad evaluate runs/first --json --backend reference --limit 500");
+  command->footer(
+      "Examples:\n  stopgrad evaluate runs/first\n  stopgrad evaluate runs/first --json --backend reference --limit "
+      "500");
   command->callback([a] { evaluate(*a); });
 }
 
 void add_encode(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("encode", "Turn images into tokens: one i32 code index for each place of the latent grid.");
+  CLI::App* command =
+      app.add_subcommand("encode", "Turn images into tokens: one i32 code index for each place of the latent grid.");
   const auto a = std::make_shared<UseArguments>();
   command->add_option("RUN", a->run, "run folder")->required();
   command->add_option("IMAGES", a->images, "PNG or JPEG files, folders of them, or one IDX file")->required();
   command->add_option("--out", a->out, ".npy file to write")->required();
   a->flags = std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Run"});
-  command->footer("Examples:\n"
-                  "  stopgrad encode runs/first shoe.png shirt.jpg --out tokens.npy\n"
-                  "  stopgrad encode runs/first /usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz --out tokens.npy");
+  command->footer(
+      "Examples:\n"
+      "  stopgrad encode runs/first shoe.png shirt.jpg --out tokens.npy\n"
+      "  stopgrad encode runs/first /usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz --out tokens.npy");
   command->callback([a] { encode(*a); });
 }
 

@@ -34,7 +34,9 @@ bool has_cifar(const fs::path& folder) { return is_file(folder / "data_batch_1.b
 
 void load_idx(const fs::path& folder, Dataset& out) {
   const fs::path train = find_idx(folder, "train"), test = find_idx(folder, "t10k");
-  if (test.empty()) fail(ErrorKind::io, "{}: found {} but no test set (t10k-images-idx3-ubyte or its .gz)", folder.string(), train.filename().string());
+  if (test.empty())
+    fail(ErrorKind::io, "{}: found {} but no test set (t10k-images-idx3-ubyte or its .gz)", folder.string(),
+         train.filename().string());
   out.train = read_idx(train);
   out.test = read_idx(test);
 }
@@ -60,8 +62,10 @@ void load_pictures(const fs::path& folder, const DataOptions& options, Dataset& 
     if (test.empty()) test = train;
   }
   if (train.empty() || test.empty())
-    fail(ErrorKind::io, "{}: no images. A data folder holds PNG or JPEG files (any depth; train/ and test/ where it has them), "
-         "IDX files (train-images-idx3-ubyte, t10k-images-idx3-ubyte, plain or .gz) or CIFAR-10 binary batches", folder.string());
+    fail(ErrorKind::io,
+         "{}: no images. A data folder holds PNG or JPEG files (any depth; train/ and test/ where it has them), "
+         "IDX files (train-images-idx3-ubyte, t10k-images-idx3-ubyte, plain or .gz) or CIFAR-10 binary batches",
+         folder.string());
   const std::int64_t size = options.image_size == 0 ? 32 : options.image_size;
   if (options.limit > 0) {
     train.resize(std::min(train.size(), static_cast<std::size_t>(options.limit)));
@@ -72,25 +76,32 @@ void load_pictures(const fs::path& folder, const DataOptions& options, Dataset& 
 }
 
 void load_folder(const fs::path& folder, const DataOptions& options, Dataset& out) {
-  if (has_idx(folder)) load_idx(folder, out);
-  else if (has_cifar(folder)) load_cifar(folder, out);
-  else load_pictures(folder, options, out);
+  if (has_idx(folder))
+    load_idx(folder, out);
+  else if (has_cifar(folder))
+    load_cifar(folder, out);
+  else
+    load_pictures(folder, options, out);
   out.origin = folder.string();
 }
 
 struct NamedSet {
   std::string_view name;
-  std::vector<std::string> folders;      // below each folder of the search list
+  std::vector<std::string> folders;  // below each folder of the search list
   bool (*present)(const fs::path&);
   std::string_view advice;
 };
 
 const std::vector<NamedSet>& named_sets() {
   static const std::vector<NamedSet> sets = {
-      {"fashion-mnist", {"fashion-mnist"}, &has_idx,
+      {"fashion-mnist",
+       {"fashion-mnist"},
+       &has_idx,
        "install the Debian package dataset-fashion-mnist (sudo apt-get install dataset-fashion-mnist)"},
       {"mnist", {"mnist"}, &has_idx, "put train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz into one of them"},
-      {"cifar10", {"cifar10", "cifar-10-batches-bin"}, &has_cifar,
+      {"cifar10",
+       {"cifar10", "cifar-10-batches-bin"},
+       &has_cifar,
        "unpack cifar-10-binary.tar.gz (data_batch_1.bin to data_batch_5.bin, test_batch.bin) into one of them"},
   };
   return sets;
@@ -111,8 +122,11 @@ void load_named(const NamedSet& set, const DataOptions& options, Dataset& out) {
       for (const std::string& name : set.folders)
         if (try_folder(root / name)) return;
   }
-  fail(ErrorKind::io, "data set '{}' was not found. Looked in: {}.\n  To get it: {}, name its folder with --data-dir or in STOPGRAD_DATA, "
-       "or train on drawn shapes with --data synthetic", set.name, fmt::join(tried, ", "), set.advice);
+  fail(ErrorKind::io,
+       "data set '{}' was not found. Looked in: {}.\n  To get it: {}, name its folder with --data-dir or in "
+       "STOPGRAD_DATA, "
+       "or train on drawn shapes with --data synthetic",
+       set.name, fmt::join(tried, ", "), set.advice);
 }
 
 void keep_first(ImageSet& set, std::int64_t limit) {
@@ -138,9 +152,11 @@ std::vector<fs::path> data_search_path() {
 
 Dataset load_dataset(const DataOptions& options) {
   if (options.image_size < 0 || options.image_size > kMaxImageSize)
-    fail(ErrorKind::usage, "image_size is {}; it must be from 1 to {}, or 0 for the usual size", options.image_size, kMaxImageSize);
+    fail(ErrorKind::usage, "image_size is {}; it must be from 1 to {}, or 0 for the usual size", options.image_size,
+         kMaxImageSize);
   if (options.channels != 0 && options.channels != 1 && options.channels != 3)
-    fail(ErrorKind::usage, "channels is {}; it must be 1 (grey), 3 (colour), or 0 to follow the data", options.channels);
+    fail(ErrorKind::usage, "channels is {}; it must be 1 (grey), 3 (colour), or 0 to follow the data",
+         options.channels);
   if (options.limit < 0) fail(ErrorKind::usage, "limit is {}; it must be 0 (all images) or more", options.limit);
 
   Dataset out;
@@ -162,13 +178,15 @@ Dataset load_dataset(const DataOptions& options) {
   } else {
     std::vector<std::string_view> names;
     for (const NamedSet& set : named_sets()) names.push_back(set.name);
-    fail(ErrorKind::usage, "data: '{}' is neither a data set ({}, synthetic) nor a folder", options.name, fmt::join(names, ", "));
+    fail(ErrorKind::usage, "data: '{}' is neither a data set ({}, synthetic) nor a folder", options.name,
+         fmt::join(names, ", "));
   }
   keep_first(out.train, options.limit);
   keep_first(out.test, options.limit);
-  if (out.train.height != out.test.height || out.train.width != out.test.width || out.train.channels != out.test.channels)
-    fail(ErrorKind::io, "{}: training images are {} x {} x {}, test images {} x {} x {}", out.origin, out.train.height, out.train.width,
-         out.train.channels, out.test.height, out.test.width, out.test.channels);
+  if (out.train.height != out.test.height || out.train.width != out.test.width ||
+      out.train.channels != out.test.channels)
+    fail(ErrorKind::io, "{}: training images are {} x {} x {}, test images {} x {} x {}", out.origin, out.train.height,
+         out.train.width, out.train.channels, out.test.height, out.test.width, out.test.channels);
   return out;
 }
 

@@ -20,17 +20,17 @@ struct ImageSet {
 };
 
 struct Dataset {
-  std::string name;     // "fashion-mnist", "synthetic", or the folder
-  std::string origin;   // where it came from, for the first lines of `train`
+  std::string name;    // "fashion-mnist", "synthetic", or the folder
+  std::string origin;  // where it came from, for the first lines of `train`
   ImageSet train, test;
 };
 
 struct DataOptions {
-  std::string name = "fashion-mnist";   // fashion-mnist, mnist, cifar10, synthetic, or a folder
-  std::string folder;                   // where the files of a named set lie; empty: the search list
-  std::int64_t image_size = 0;          // side of images from folders (0: 32) and of drawn ones (0: 28)
-  std::int64_t channels = 0;            // 1 or 3, for folders (0: 1 where every file is grey, else 3) and drawn images (0: 1)
-  std::int64_t limit = 0;               // keep only the first `limit` training and test images; 0: all
+  std::string name = "fashion-mnist";  // fashion-mnist, mnist, cifar10, synthetic, or a folder
+  std::string folder;                  // where the files of a named set lie; empty: the search list
+  std::int64_t image_size = 0;         // side of images from folders (0: 32) and of drawn ones (0: 28)
+  std::int64_t channels = 0;  // 1 or 3, for folders (0: 1 where every file is grey, else 3) and drawn images (0: 1)
+  std::int64_t limit = 0;     // keep only the first `limit` training and test images; 0: all
 };
 
 // Error{io}: files missing (saying where they were looked for and what to install), truncated, corrupt or empty.
@@ -47,7 +47,8 @@ ImageSet read_idx(const std::filesystem::path& path);
 // CIFAR-10 binary batches: records of a label byte and 3 planes of 32 x 32. Error{io}.
 ImageSet read_cifar10(const std::vector<std::filesystem::path>& files);
 
-// PNG and JPEG files, centre-cropped to a square and resized. channels 0: 1 where every file is grey, else 3. Error{io}.
+// PNG and JPEG files, centre-cropped to a square and resized. channels 0: 1 where every file is grey, else 3.
+// Error{io}.
 ImageSet read_images(const std::vector<std::filesystem::path>& files, std::int64_t size, std::int64_t channels);
 // The PNG and JPEG files below a folder, sorted by path. Error{io} where the folder cannot be read.
 std::vector<std::filesystem::path> list_images(const std::filesystem::path& folder);

@@ -41,9 +41,11 @@ std::vector<std::filesystem::path> list_images(const std::filesystem::path& fold
   using Walk = std::filesystem::recursive_directory_iterator;
   for (Walk it(folder, ec); !ec && it != Walk(); it.increment(ec)) {
     std::string extension = it->path().extension().string();
-    std::transform(extension.begin(), extension.end(), extension.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    std::transform(extension.begin(), extension.end(), extension.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     std::error_code ignored;
-    if ((extension == ".png" || extension == ".jpg" || extension == ".jpeg") && it->is_regular_file(ignored)) files.push_back(it->path());
+    if ((extension == ".png" || extension == ".jpg" || extension == ".jpeg") && it->is_regular_file(ignored))
+      files.push_back(it->path());
   }
   if (ec) fail(ErrorKind::io, "cannot read the folder {}: {}", folder.string(), ec.message());
   std::sort(files.begin(), files.end());
@@ -66,14 +68,16 @@ ImageSet read_images(const std::vector<std::filesystem::path>& files, std::int64
     image_channels(bytes, files[i]);
     int width = 0, height = 0, stored = 0;
     const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
-        stbi_load_from_memory(as_stb(bytes, files[i]), static_cast<int>(bytes.size()), &width, &height, &stored, static_cast<int>(channels)),
+        stbi_load_from_memory(as_stb(bytes, files[i]), static_cast<int>(bytes.size()), &width, &height, &stored,
+                              static_cast<int>(channels)),
         &stbi_image_free);
     if (!pixels) fail(ErrorKind::io, "{}: corrupt image ({})", files[i].string(), stbi_failure_reason());
     const int side = std::min(width, height), left = (width - side) / 2, top = (height - side) / 2;
     const int stride = width * static_cast<int>(channels);
-    const stbi_uc* corner = pixels.get() + static_cast<std::ptrdiff_t>(top) * stride + static_cast<std::ptrdiff_t>(left) * channels;
-    if (!stbir_resize_uint8(corner, side, side, stride, set.pixels.data() + i * set.image_bytes(), static_cast<int>(size),
-                            static_cast<int>(size), 0, static_cast<int>(channels)))
+    const stbi_uc* corner =
+        pixels.get() + static_cast<std::ptrdiff_t>(top) * stride + static_cast<std::ptrdiff_t>(left) * channels;
+    if (!stbir_resize_uint8(corner, side, side, stride, set.pixels.data() + i * set.image_bytes(),
+                            static_cast<int>(size), static_cast<int>(size), 0, static_cast<int>(channels)))
       fail(ErrorKind::io, "{}: cannot be resized to {} x {}", files[i].string(), size, size);
   }
   return set;

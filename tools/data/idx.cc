@@ -34,7 +34,8 @@ class GzReader {
     int code = Z_OK;
     const char* message = gzerror(file_.get(), &code);
     if (got < 0 || code == Z_BUF_ERROR || code == Z_DATA_ERROR)
-      fail(ErrorKind::io, "{}: the gzip data is {}", name_, code == Z_BUF_ERROR ? "truncated" : fmt::format("corrupt ({})", message));
+      fail(ErrorKind::io, "{}: the gzip data is {}", name_,
+           code == Z_BUF_ERROR ? "truncated" : fmt::format("corrupt ({})", message));
     return static_cast<std::size_t>(got);
   }
 
@@ -50,10 +51,13 @@ ImageSet read_idx(const std::filesystem::path& path) {
   GzReader in(path);
   unsigned char head[4] = {};
   if (in.read(head, 4) != 4) fail(ErrorKind::io, "{}: truncated: shorter than an IDX header", file);
-  if (head[0] != 0 || head[1] != 0) fail(ErrorKind::io, "{} is not an IDX file (it must start with two zero bytes)", file);
-  if (head[2] != 0x08) fail(ErrorKind::io, "{}: IDX element type 0x{:02x}; images are unsigned bytes (0x08)", file, head[2]);
+  if (head[0] != 0 || head[1] != 0)
+    fail(ErrorKind::io, "{} is not an IDX file (it must start with two zero bytes)", file);
+  if (head[2] != 0x08)
+    fail(ErrorKind::io, "{}: IDX element type 0x{:02x}; images are unsigned bytes (0x08)", file, head[2]);
   const int axes = head[3];
-  if (axes != 3 && axes != 4) fail(ErrorKind::io, "{}: IDX file with {} axes; images have 3 (N,H,W) or 4 (N,H,W,C)", file, axes);
+  if (axes != 3 && axes != 4)
+    fail(ErrorKind::io, "{}: IDX file with {} axes; images have 3 (N,H,W) or 4 (N,H,W,C)", file, axes);
 
   std::int64_t extent[4] = {0, 0, 0, 1};
   for (int a = 0; a < axes; ++a) {
@@ -63,9 +67,10 @@ ImageSet read_idx(const std::filesystem::path& path) {
   }
   ImageSet set{extent[0], extent[1], extent[2], extent[3], {}};
   constexpr std::int64_t kMaxSide = 1 << 14;
-  if (set.count < 1 || set.height < 1 || set.width < 1 || set.channels < 1 || set.height > kMaxSide || set.width > kMaxSide ||
-      set.channels > 4)
-    fail(ErrorKind::io, "{}: the IDX header says {} images of {} x {} x {}", file, set.count, set.height, set.width, set.channels);
+  if (set.count < 1 || set.height < 1 || set.width < 1 || set.channels < 1 || set.height > kMaxSide ||
+      set.width > kMaxSide || set.channels > 4)
+    fail(ErrorKind::io, "{}: the IDX header says {} images of {} x {} x {}", file, set.count, set.height, set.width,
+         set.channels);
 
   // The size comes from the file, so memory grows only with what is really there.
   const std::size_t wanted = static_cast<std::size_t>(set.count) * set.image_bytes();
@@ -76,11 +81,13 @@ ImageSet read_idx(const std::filesystem::path& path) {
     set.pixels.resize(at + ask);
     const std::size_t got = in.read(set.pixels.data() + at, ask);
     if (got < ask)
-      fail(ErrorKind::io, "{}: truncated: the header says {} images ({} bytes), the file has {} bytes of pixels", file, set.count,
-           wanted, at + got);
+      fail(ErrorKind::io, "{}: truncated: the header says {} images ({} bytes), the file has {} bytes of pixels", file,
+           set.count, wanted, at + got);
   }
   unsigned char extra = 0;
-  if (in.read(&extra, 1) != 0) fail(ErrorKind::io, "{}: longer than its header says ({} images of {} x {})", file, set.count, set.height, set.width);
+  if (in.read(&extra, 1) != 0)
+    fail(ErrorKind::io, "{}: longer than its header says ({} images of {} x {})", file, set.count, set.height,
+         set.width);
   return set;
 }
 

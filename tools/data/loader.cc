@@ -8,15 +8,19 @@
 namespace sg::tools {
 namespace {
 
-constexpr std::uint32_t kShuffleStream = 0x73687566;   // apart from the streams of instructions
+constexpr std::uint32_t kShuffleStream = 0x73687566;  // apart from the streams of instructions
 
 }  // namespace
 
 BatchOrder::BatchOrder(std::int64_t images, std::int64_t batch, std::uint32_t seed)
-    : batch_(batch), steps_per_epoch_(batch > 0 ? images / batch : 0), seed_(seed), order_(static_cast<std::size_t>(images)) {
+    : batch_(batch),
+      steps_per_epoch_(batch > 0 ? images / batch : 0),
+      seed_(seed),
+      order_(static_cast<std::size_t>(images)) {
   if (batch < 1) fail(ErrorKind::usage, "batch is {}; it must be at least 1", batch);
   if (steps_per_epoch_ < 1)
-    fail(ErrorKind::usage, "batch is {}, but the training set has only {} images; use --batch {} or less", batch, images, images);
+    fail(ErrorKind::usage, "batch is {}, but the training set has only {} images; use --batch {} or less", batch,
+         images, images);
 }
 
 std::span<const std::int32_t> BatchOrder::indices(std::int64_t step) {
@@ -30,7 +34,8 @@ std::span<const std::int32_t> BatchOrder::indices(std::int64_t step) {
     }
     epoch_ = epoch;
   }
-  return std::span(order_).subspan(static_cast<std::size_t>(step % steps_per_epoch_ * batch_), static_cast<std::size_t>(batch_));
+  return std::span(order_).subspan(static_cast<std::size_t>(step % steps_per_epoch_ * batch_),
+                                   static_cast<std::size_t>(batch_));
 }
 
 void copy_images(const ImageSet& set, std::span<const std::int32_t> indices, Tensor& batch) {
@@ -47,7 +52,8 @@ void copy_images(const ImageSet& set, std::span<const std::int32_t> indices, Ten
 
 Loader::Loader(const ImageSet& images, std::int64_t batch, std::uint32_t seed, std::int64_t first_step)
     : images_(images), order_(images.count, batch, seed), filled_(first_step), taken_(first_step) {
-  for (std::size_t i = 0; i < kBuffers; ++i) buffers_.emplace_back(TensorType{DType::f32, {batch, images.height, images.width, images.channels}});
+  for (std::size_t i = 0; i < kBuffers; ++i)
+    buffers_.emplace_back(TensorType{DType::f32, {batch, images.height, images.width, images.channels}});
   thread_ = std::thread([this] { fill(); });
 }
 

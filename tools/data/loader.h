@@ -11,12 +11,13 @@
 
 namespace sg::tools {
 
-// Which images step `step` (from 0) trains on: each epoch is a fresh permutation, its last incomplete batch is left out.
+// Which images step `step` (from 0) trains on: each epoch is a fresh permutation, its last incomplete batch is left
+// out.
 class BatchOrder {
  public:
   BatchOrder(std::int64_t images, std::int64_t batch, std::uint32_t seed);
   std::int64_t steps_per_epoch() const { return steps_per_epoch_; }
-  std::span<const std::int32_t> indices(std::int64_t step);   // valid until the next call
+  std::span<const std::int32_t> indices(std::int64_t step);  // valid until the next call
 
  private:
   std::int64_t batch_, steps_per_epoch_, epoch_ = -1;
@@ -35,11 +36,11 @@ class Loader {
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
-  const Tensor& next();    // the batch of the next step; valid until the next call
+  const Tensor& next();  // the batch of the next step; valid until the next call
   std::int64_t steps_per_epoch() const { return order_.steps_per_epoch(); }
 
  private:
-  static constexpr std::size_t kBuffers = 3;   // one in use, one ready, one being filled
+  static constexpr std::size_t kBuffers = 3;  // one in use, one ready, one being filled
   void fill();
 
   const ImageSet& images_;
@@ -47,7 +48,7 @@ class Loader {
   std::vector<Tensor> buffers_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::int64_t filled_, taken_;                // steps whose batch is ready; steps handed out
+  std::int64_t filled_, taken_;  // steps whose batch is ready; steps handed out
   bool stop_ = false;
   std::thread thread_;
 };

@@ -57,13 +57,20 @@ double distance(const Shape2d& s, double px, double py) {
   const double c = std::cos(s.angle), n = std::sin(s.angle);
   const double x = c * (px - s.x) + n * (py - s.y), y = -n * (px - s.x) + c * (py - s.y), r = std::hypot(x, y);
   switch (s.kind) {
-    case Kind::disc: return r - s.radius;
-    case Kind::ring: return std::abs(r - 0.75 * s.radius) - 0.22 * s.radius;
-    case Kind::box: return box_distance(x, y, 0.9 * s.radius, 0.6 * s.radius);
-    case Kind::triangle: return polygon_distance(x, y, 3, s.radius);
-    case Kind::pentagon: return polygon_distance(x, y, 5, s.radius);
-    case Kind::star: return r - s.radius * (0.65 + 0.3 * std::cos(5 * std::atan2(y, x)));
-    case Kind::cross: return std::min(box_distance(x, y, s.radius, 0.28 * s.radius), box_distance(x, y, 0.28 * s.radius, s.radius));
+    case Kind::disc:
+      return r - s.radius;
+    case Kind::ring:
+      return std::abs(r - 0.75 * s.radius) - 0.22 * s.radius;
+    case Kind::box:
+      return box_distance(x, y, 0.9 * s.radius, 0.6 * s.radius);
+    case Kind::triangle:
+      return polygon_distance(x, y, 3, s.radius);
+    case Kind::pentagon:
+      return polygon_distance(x, y, 5, s.radius);
+    case Kind::star:
+      return r - s.radius * (0.65 + 0.3 * std::cos(5 * std::atan2(y, x)));
+    case Kind::cross:
+      return std::min(box_distance(x, y, s.radius, 0.28 * s.radius), box_distance(x, y, 0.28 * s.radius, s.radius));
     case Kind::stripes: {
       const double period = 0.7 * s.radius, bar = std::abs(std::remainder(y, period)) - 0.25 * period;
       return std::max(bar, box_distance(x, y, s.radius, s.radius));
@@ -105,14 +112,16 @@ ImageSet draw_shapes(std::int64_t count, std::int64_t size, std::int64_t channel
       for (std::int64_t px = 0; px < size; ++px) {
         const double x = static_cast<double>(px) + 0.5, y = static_cast<double>(py) + 0.5;
         std::array<double, 3> value = ground;
-        for (auto& v : value) v += slope * ((x / side - 0.5) * std::cos(direction) + (y / side - 0.5) * std::sin(direction) + 0.5);
+        for (auto& v : value)
+          v += slope * ((x / side - 0.5) * std::cos(direction) + (y / side - 0.5) * std::sin(direction) + 0.5);
         for (int s = 0; s < shapes; ++s) {
           const auto& shape = list[static_cast<std::size_t>(s)];
           const double cover = std::clamp(0.5 - distance(shape, x, y), 0.0, 1.0);
           for (std::size_t c = 0; c < 3; ++c) value[c] += cover * (shape.color[c] - value[c]);
         }
         for (std::int64_t c = 0; c < channels; ++c)
-          *pixel++ = static_cast<std::uint8_t>(std::lround(255 * std::clamp(value[static_cast<std::size_t>(c)], 0.0, 1.0)));
+          *pixel++ =
+              static_cast<std::uint8_t>(std::lround(255 * std::clamp(value[static_cast<std::size_t>(c)], 0.0, 1.0)));
       }
   }
   return set;
