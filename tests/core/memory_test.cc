@@ -67,11 +67,15 @@ struct Step {
 };
 
 TEST_P(Memory, ArenaIsBetweenItsBounds) {
-  Step step;
-  const ProgramStats stats = step.compiled(on()).stats();
-  EXPECT_GE(stats.arena_bytes, stats.lower_bound_bytes);
-  EXPECT_LT(stats.arena_bytes, stats.sum_bytes / 2);
-  EXPECT_LE(static_cast<double>(stats.arena_bytes), 1.25 * static_cast<double>(stats.lower_bound_bytes));
+  for (const bool fuse : {true, false}) {
+    Step step;
+    CompileOptions options;
+    options.fuse = fuse;
+    const ProgramStats stats = step.compiled(on(), options).stats();
+    EXPECT_GE(stats.arena_bytes, stats.lower_bound_bytes);
+    EXPECT_LE(static_cast<double>(stats.arena_bytes), 1.25 * static_cast<double>(stats.lower_bound_bytes));
+    EXPECT_LT(stats.arena_bytes, fuse ? stats.sum_bytes : stats.sum_bytes / 2);
+  }
 }
 
 TEST_P(Memory, OfAChainIsThatOfTwoLinks) {
@@ -79,7 +83,9 @@ TEST_P(Memory, OfAChainIsThatOfTwoLinks) {
   const Value x = tape.input("x", {DType::f32, {1024}});
   Value y = x;
   for (int i = 0; i < 50; ++i) y = sum(reshape(y, Shape{1024, 1}) * 0.5, {1});
-  const ProgramStats stats = compile(tape, {y}, on()).stats();
+  CompileOptions options;
+  options.fuse = false;
+  const ProgramStats stats = compile(tape, {y}, on(), options).stats();
   EXPECT_LE(stats.arena_bytes, stats.sum_bytes / 20);
 }
 

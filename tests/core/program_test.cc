@@ -28,6 +28,13 @@ INSTANTIATE_TEST_SUITE_P(, Programs, testing::Values("reference", "cpu"), [](con
 
 Tensor numbers(Shape shape, std::initializer_list<float> values) { return Tensor::of<float>(shape, values); }
 
+// Without fusion, so that the ops can be found on the compiled tape.
+CompileOptions unfused() {
+  CompileOptions options;
+  options.fuse = false;
+  return options;
+}
+
 Tensor drawn(Shape shape, double scale = 1, std::uint64_t seed = 5) {
   Rng rng(seed);
   return normal_reals(shape, scale)(rng);
@@ -38,7 +45,7 @@ TEST_P(Programs, DropDeadCode) {
   const Value x = tape.input("x", {DType::f32, {4}});
   const Value wanted = tanh(x);
   sum(exp(x));
-  Program p = compile(tape, {wanted}, on());
+  Program p = compile(tape, {wanted}, on(), unfused());
   EXPECT_EQ(count_ops(p.compiled_tape(), "exp"), 0);
   EXPECT_EQ(count_ops(p.compiled_tape(), "tanh"), 1);
 }
@@ -56,7 +63,7 @@ TEST_P(Programs, ComputeCommonSubexpressionsOnce) {
   Tape tape;
   const Value x = tape.input("x", {DType::f32, {4}});
   const Value y = exp(x * 2.0) + sin(exp(x * 2.0));
-  Program p = compile(tape, {y}, on());
+  Program p = compile(tape, {y}, on(), unfused());
   EXPECT_EQ(count_ops(p.compiled_tape(), "exp"), 1);
 }
 
@@ -78,7 +85,7 @@ TEST_P(Programs, FoldConstants) {
   const Value x = tape.input("x", {DType::f32, {4}});
   const Value two = tape.constant(2, {DType::f32, {}});
   const Value y = x + sqrt(two * two + 12.0);
-  Program p = compile(tape, {y}, on());
+  Program p = compile(tape, {y}, on(), unfused());
   EXPECT_EQ(count_ops(p.compiled_tape(), "sqrt"), 0);
   p.feed(x, numbers({4}, {0, 1, 2, 3}));
   p.run();
