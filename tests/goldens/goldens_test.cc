@@ -1,0 +1,375 @@
+// Numbers from PyTorch (tools/make_goldens.py writes the .json files beside this) against every backend of the build.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "backends/backends.h"
+#include "core/autodiff.h"
+#include "core/philox.h"
+#include "core/program.h"
+#include "models/optim.h"
+#include "models/vqvae_training.h"
+#include "ops/conv.h"
+#include "ops/elementwise.h"
+#include "ops/estimators.h"
+#include "ops/norm.h"
+#include "ops/reduce.h"
+#include "ops/shape_ops.h"
+
+namespace sg::test {
+namespace {
+
+using Json = nlohmann::json;
+
+Json golden(const std::string& name) {
+  std::ifstream file(std::string(SG_SOURCE_DIR) + "/tests/goldens/" + name);
+  if (!file) throw std::runtime_error("cannot open golden " + name);
+  return Json::parse(file);
+}
+
+Tensor tensor(const Json& array, DType dtype) {
+  Tensor t({dtype, Shape(array.at("shape").get<std::vector<std::int64_t>>())});
+  const Json& data = array.at("data");
+  if (static_cast<std::int64_t>(data.size()) != t.elements())
+    throw std::runtime_error("golden: data do not fill shape");
+  for (std::int64_t i = 0; i < t.elements(); ++i) t.set(i, data[static_cast<std::size_t>(i)].get<double>());
+  return t;
+}
+
+double largest(const Tensor& t) {
+  double most = 0;
+  for (std::int64_t i = 0; i < t.elements(); ++i) most = std::max(most, std::abs(t.at(i)));
+  return most;
+}
+
+// Each element within `tolerance` of the golden, relative to the larger of its size and `scale`.
+void expect_near(const Tensor& actual, const Json& array, double tolerance, double scale, const std::string& what) {
+  const Tensor expected = tensor(array, DType::f64);
+  ASSERT_EQ(actual.shape(), expected.shape()) << what;
+  for (std::int64_t i = 0; i < expected.elements(); ++i) {
+    const double bound = tolerance * std::max(scale, std::abs(expected.at(i)));
+    ASSERT_NEAR(actual.at(i), expected.at(i), bound) << what << ", element " << i;
+  }
+}
+
+// A backend in the precision that it can be asked for, and what that precision allows.
+struct Setting {
+  std::string backend;
+  DType dtype;
+  double tolerance;
+};
+
+// The oracle in f64; every backend in f32.
+std::vector<Setting> settings() {
+  std::vector<Setting> all{{"reference", DType::f64, 1e-12}};
+  for (const auto name : backend_names()) all.push_back({std::string(name), DType::f32, 5e-6});
+  return all;
+}
+
+std::vector<double> uniforms(std::uint32_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t count) {
+  std::vector<double> numbers;
+  for (std::uint64_t block = 0; static_cast<std::int64_t>(numbers.size()) < count; ++block)
+    for (const double u : uniform_block(random_block(seed, step, stream, block))) numbers.push_back(u);
+  return numbers;
+}
+
+// ---- ops
+
+using Inputs = std::map<std::string, Value>;
+
+ConvOptions conv_options(const Json& attrs) {
+  ConvOptions o;
+  attrs.at("stride").get_to(o.stride);
+  attrs.at("pad").get_to(o.pad);
+  attrs.at("dilation").get_to(o.dilation);
+  attrs.at("groups").get_to(o.groups);
+  return o;
+}
+
+Value build(const std::string& op, const Json& attrs, const Inputs& in) {
+  using Extents = std::array<std::int64_t, 2>;
+  const Value x = in.at("x");
+  if (op == "conv2d") return conv2d(x, in.at("w"), conv_options(attrs));
+  if (op == "conv2d_transpose")
+    return conv2d_transpose(x, in.at("w"), conv_options(attrs), attrs.at("size").get<Extents>());
+  if (op == "avg_pool")
+    return avg_pool(x, attrs.at("window").get<Extents>(), attrs.at("stride").get<Extents>(),
+                    attrs.at("pad").get<std::array<std::int64_t, 4>>());
+  if (op == "group_norm") return group_norm(x, in.at("gamma"), in.at("beta"), attrs.at("groups"), attrs.at("eps"));
+  if (op == "layer_norm") return layer_norm(x, in.at("gamma"), in.at("beta"), attrs.at("eps"));
+  if (op == "rms_norm") return rms_norm(x, in.at("gamma"), attrs.at("eps"));
+  if (op == "gelu") return gelu(x);
+  if (op == "silu") return silu(x);
+  if (op == "softplus") return softplus(x);
+  if (op == "softmax") return softmax(x);
+  if (op == "log_softmax") return log_softmax(x);
+  if (op == "cross_entropy") return cross_entropy(x, in.at("labels"));
+  if (op == "cross_entropy_of_softmax_squared") return cross_entropy(square(softmax(x)), in.at("labels"));
+  throw std::runtime_error("golden of an op that this test cannot build: " + op);
+}
+
+void check_op(const Json& c, const Setting& s) {
+  Tape tape;
+  Inputs in;
+  std::vector<std::pair<Value, Tensor>> feeds;
+  std::vector<Value> wrt;
+  std::vector<std::string> names;
+  for (const auto& [name, array] : c.at("inputs").items()) {
+    feeds.emplace_back(tape.input(name, {s.dtype, tensor(array, s.dtype).shape()}), tensor(array, s.dtype));
+    wrt.push_back(in[name] = feeds.back().first);
+    names.push_back(name);
+  }
+  for (const auto& [name, array] : c.at("integers").items()) {
+    feeds.emplace_back(tape.input(name, {DType::i32, tensor(array, DType::i32).shape()}), tensor(array, DType::i32));
+    in[name] = feeds.back().first;
+  }
+  const Tensor cotangent = tensor(c.at("cotangent"), s.dtype);
+  feeds.emplace_back(tape.input("cotangent", cotangent.type()), cotangent);
+  const Value out = build(c.at("op"), c.at("attrs"), in);
+  const Value outs[] = {out}, cotangents[] = {feeds.back().first};
+  std::vector<Value> fetches = vjp(outs, cotangents, wrt);
+  fetches.push_back(out);
+  Program program = compile(tape, fetches, backend(s.backend));
+  for (const auto& [value, data] : feeds) program.feed(value, data);
+  program.run();
+  expect_near(program.fetch(out), c.at("output"), s.tolerance, largest(tensor(c.at("output"), DType::f64)), "output");
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const Json& expected = c.at("gradients").at(names[i]);
+    expect_near(program.fetch(fetches[i]), expected, s.tolerance, largest(tensor(expected, DType::f64)),
+                "gradient in " + names[i]);
+  }
+}
+
+TEST(Goldens, OpsAgreeWithPyTorch) {
+  const Json file = golden("ops.json");
+  ASSERT_GE(file.at("ops").size(), 30u);
+  for (const Json& c : file.at("ops"))
+    for (const Setting& s : settings()) {
+      SCOPED_TRACE(c.at("op").get<std::string>() + ", " + c.at("case").get<std::string>() + ", " + s.backend + " " +
+                   std::string(to_string(s.dtype)));
+      check_op(c, s);
+    }
+}
+
+// ---- optimizers
+
+std::unique_ptr<Optimizer> make_optimizer(const Json& c, Variable& p) {
+  const std::string name = c.at("optimizer");
+  const Json& o = c.at("options");
+  if (name == "sgd")
+    return std::make_unique<Sgd>(
+        std::vector{&p}, SgdOptions{o.at("momentum"), o.value("weight_decay", 0.0), o.value("nesterov", false)});
+  AdamOptions options;
+  if (o.contains("betas")) {
+    options.beta1 = o.at("betas")[0];
+    options.beta2 = o.at("betas")[1];
+  }
+  options.eps = o.value("eps", options.eps);
+  options.weight_decay = o.value("weight_decay", name == "adamw" ? 1e-2 : 0.0);
+  if (name == "adam") return std::make_unique<Adam>(std::vector{&p}, options);
+  if (name == "adamw") return std::make_unique<AdamW>(std::vector{&p}, options);
+  throw std::runtime_error("golden of an unknown optimizer: " + name);
+}
+
+TEST(Goldens, OptimizersAgreeWithPyTorch) {
+  const Json file = golden("ops.json");
+  ASSERT_GE(file.at("optimizers").size(), 8u);
+  for (const Json& c : file.at("optimizers"))
+    for (const Setting& s : settings()) {
+      SCOPED_TRACE(c.at("optimizer").get<std::string>() + " " + c.at("options").dump() + ", " + s.backend + " " +
+                   std::string(to_string(s.dtype)));
+      Variable p("p", tensor(c.at("start"), s.dtype));
+      const auto optimizer = make_optimizer(c, p);
+      Tape tape;
+      const Value gradient = tape.input("gradient", p.type()), rate = tape.input("rate", {s.dtype, {}});
+      const Value gradients[] = {gradient};
+      optimizer->apply(tape, gradients, rate);
+      Program program = compile(tape, {}, backend(s.backend));
+      for (std::size_t step = 0; step < c.at("values").size(); ++step) {
+        program.feed(gradient, tensor(c.at("gradients")[step], s.dtype));
+        program.feed(rate, Tensor::full({s.dtype, {}}, c.at("rates")[step].get<double>()));
+        program.run();
+        expect_near(p.value(), c.at("values")[step], s.tolerance, 1.0, "after step " + std::to_string(step + 1));
+      }
+    }
+}
+
+// ---- estimators
+
+TEST(Goldens, EstimatorsAgreeWithPyTorch) {
+  const Json file = golden("estimators.json");
+  ASSERT_EQ(file.at("estimators").size(), 3u);
+  for (const auto& [name, expected] : file.at("estimators").items())
+    for (Setting s : settings()) {
+      // Almost opposite rows: u + v loses two to three digits.
+      s.tolerance *= 100;
+      SCOPED_TRACE(name + ", " + s.backend + " " + std::string(to_string(s.dtype)));
+      const Tensor z_data = tensor(file.at("z"), s.dtype);
+      Tape tape;
+      const Value z = tape.input("z", z_data.type()), q = tape.input("q", z_data.type()),
+                  g = tape.input("g", z_data.type());
+      const Value z_q = estimator_by_name(name)(z, q);
+      const Value outs[] = {z_q}, cotangents[] = {g}, wrt[] = {z};
+      const Value gradient = vjp(outs, cotangents, wrt).front();
+      Program program = compile(tape, {z_q, gradient}, backend(s.backend));
+      program.feed(z, z_data);
+      program.feed(q, tensor(file.at("q"), s.dtype));
+      program.feed(g, tensor(file.at("g"), s.dtype));
+      program.run();
+      // Row by row: their sizes differ by three orders of magnitude.
+      const auto rows = z_data.shape()[0], columns = z_data.shape()[1];
+      for (const auto& [what, value] : {std::pair{"forward", z_q}, std::pair{"gradient", gradient}}) {
+        const Tensor actual = program.fetch(value), wanted = tensor(expected.at(what), DType::f64);
+        for (std::int64_t i = 0; i < rows; ++i) {
+          double size = 0;
+          for (std::int64_t j = 0; j < columns; ++j) size = std::max(size, std::abs(wanted.at(i * columns + j)));
+          for (std::int64_t j = 0; j < columns; ++j)
+            ASSERT_NEAR(actual.at(i * columns + j), wanted.at(i * columns + j), s.tolerance * size)
+                << what << ", row " << i << ", column " << j;
+        }
+      }
+    }
+}
+
+// ---- ten training steps. set_weights and make_images restate the functions of tools/make_goldens.py.
+
+void set_weights(VqVae& model, const Json& net) {
+  std::map<std::string, Variable*> sorted;
+  for (Variable* v : model.parameters()) sorted[v->name()] = v;
+  const auto seed = net.at("seed").get<std::uint32_t>();
+  std::uint32_t stream = 0;
+  for (const auto& [name, variable] : sorted) {
+    Tensor t(variable->type());
+    const std::vector<double> u = uniforms(seed, 0, stream++, t.elements());
+    const auto centre = net.at("codebook_centre").get<std::vector<double>>();
+    const bool codebook = name == "quantizer.codebook";
+    double bound = net.at("codebook_range");
+    if (!codebook) {
+      const Shape& w = sorted.at(name.substr(0, name.rfind('.')) + ".weight")->type().shape;
+      bound = net.at(name.ends_with("weight") ? name.substr(0, name.find('.')) + "_gain" : "bias_gain").get<double>() /
+              std::sqrt(static_cast<double>(w[0] * w[1] * w[2]));
+    }
+    for (std::size_t i = 0; i < u.size() && static_cast<std::int64_t>(i) < t.elements(); ++i)
+      t.set(static_cast<std::int64_t>(i), (codebook ? centre[i % centre.size()] : 0.0) + (2.0 * u[i] - 1.0) * bound);
+    variable->set(t);
+  }
+}
+
+Tensor make_images(const VqVaeConfig& c, std::uint32_t seed, std::uint32_t first_stream, std::uint32_t step) {
+  Tensor images({DType::f32, {c.batch, c.height, c.width, c.channels}});
+  const auto h = static_cast<double>(c.height), w = static_cast<double>(c.width);
+  for (std::int64_t n = 0; n < c.batch; ++n)
+    for (std::int64_t channel = 0; channel < c.channels; ++channel) {
+      const auto stream = first_stream + static_cast<std::uint32_t>(n * c.channels + channel);
+      const std::vector<double> u = uniforms(seed, 1 + step, stream, 12);
+      for (std::int64_t y = 0; y < c.height; ++y)
+        for (std::int64_t x = 0; x < c.width; ++x) {
+          const auto fy = static_cast<double>(y), fx = static_cast<double>(x);
+          double value = 0.15 * u[10] * fy / h + 0.15 * u[11] * fx / w;
+          for (const std::size_t s : {std::size_t{0}, std::size_t{5}}) {
+            const double dy = (fy - h * u[s]) / (h * (0.03 + 0.15 * u[s + 2]));
+            const double dx = (fx - w * u[s + 1]) / (w * (0.03 + 0.15 * u[s + 3]));
+            value += 0.35 * (0.1 + 0.9 * u[s + 4]) / (1.0 + dy * dy + dx * dx);
+          }
+          images.set(((n * c.height + y) * c.width + x) * c.channels + channel, value);
+        }
+    }
+  return images;
+}
+
+VqVaeConfig config_of(const Json& file, const Json& net, const std::string& estimator) {
+  VqVaeConfig c;
+  for (const auto& [name, member] :
+       std::map<std::string, std::int64_t VqVaeConfig::*>{{"height", &VqVaeConfig::height},
+                                                          {"width", &VqVaeConfig::width},
+                                                          {"channels", &VqVaeConfig::channels},
+                                                          {"hidden", &VqVaeConfig::hidden},
+                                                          {"residual", &VqVaeConfig::residual},
+                                                          {"code_dim", &VqVaeConfig::code_dim},
+                                                          {"codes", &VqVaeConfig::codes},
+                                                          {"batch", &VqVaeConfig::batch}})
+    c.*member = net.at(name);
+  c.estimator = estimator;
+  c.lr = file.at("rate");
+  c.beta = file.at("beta");
+  c.gamma = file.at("gamma");
+  return c;
+}
+
+// `steps` of the golden's training steps; each loss of each step within 1e-4 of PyTorch's, in f32 and in f64.
+void check_training(const std::string& net_name, const std::string& backend_name, std::int64_t steps) {
+  const Json file = golden("vqvae_ten_steps.json");
+  bool found = false;
+  for (const Json& net : file.at("nets")) {
+    if (net.at("name") != net_name) continue;
+    found = true;
+    ASSERT_EQ(net.at("runs").size(), 2u);
+    for (const Json& run : net.at("runs")) {
+      const VqVaeConfig config = config_of(file, net, run.at("estimator"));
+      SCOPED_TRACE(net_name + ", " + config.estimator + ", " + backend_name);
+      VqVae model(config);
+      set_weights(model, net);
+      std::map<std::string, Tensor> before;
+      for (const Variable* v : model.parameters()) before.emplace(v->name(), v->value());
+      VqVaeTraining training(model);
+      Tape tape;
+      const TrainStep step = build_train_step(tape, training);
+      const std::map<std::string, Value> losses{{"total", step.total},
+                                                {"reconstruction", step.reconstruction},
+                                                {"codebook", step.codebook},
+                                                {"commitment", step.commitment}};
+      std::vector<Value> fetches;
+      for (const auto& [name, value] : losses) fetches.push_back(value);
+      Program program = compile(tape, fetches, backend(backend_name));
+      program.feed(step.learning_rate, Tensor::full({DType::f32, {}}, config.lr));
+      for (std::int64_t i = 0; i < steps; ++i) {
+        program.feed(step.images,
+                     make_images(config, net.at("seed"), file.at("image_stream"), static_cast<std::uint32_t>(i)));
+        program.run();
+        for (const auto& [name, value] : losses)
+          for (const char* precision : {"float32", "float64"}) {
+            const double expected = run.at(precision).at(name)[static_cast<std::size_t>(i)];
+            EXPECT_NEAR(program.fetch(value).item(), expected, 1e-4 * expected)
+                << name << " of step " << i + 1 << " against " << precision;
+          }
+      }
+      if (steps < file.at("steps").get<std::int64_t>()) continue;
+      // Adam divides by the gradient's size, so noise in a tiny gradient moves its weight visibly: the whole change of
+      // each parameter is compared, not each weight.
+      for (const Variable* v : model.parameters()) {
+        double squares = 0, sum = 0;
+        for (std::int64_t i = 0; i < v->value().elements(); ++i) {
+          const double d = v->value().at(i) - before.at(v->name()).at(i);
+          squares += d * d;
+          sum += d;
+        }
+        const Json& change = run.at("change_float64").at(v->name());
+        const double norm = change.at("norm");
+        EXPECT_NEAR(std::sqrt(squares), norm, 1e-3 * norm) << v->name();
+        EXPECT_NEAR(sum, change.at("sum").get<double>(),
+                    1e-3 * norm * std::sqrt(static_cast<double>(v->value().elements())))
+            << v->name();
+      }
+    }
+  }
+  ASSERT_TRUE(found) << net_name;
+}
+
+TEST(Goldens, TenStepsOfTheSmallNetAgreeWithPyTorch) {
+  for (const auto name : backend_names()) check_training("small", std::string(name), 10);
+}
+
+TEST(Goldens, TenStepsOfTheBaselineNetAgreeWithPyTorch) {
+  for (const auto name : backend_names())
+    if (name != "reference") check_training("fashion", std::string(name), 10);
+}
+
+// The oracle's loops take seconds for a step of this size; all ten are done by the small net.
+TEST(Goldens, FirstStepsOfTheBaselineNetAgreeWithPyTorchOnTheReference) { check_training("fashion", "reference", 2); }
+
+}  // namespace
+}  // namespace sg::test
