@@ -5,7 +5,9 @@
 
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -210,8 +212,10 @@ TEST_P(CliResume, IsExact) {
   const auto a = read_metrics(whole + "/metrics.jsonl"), b = read_metrics(halves + "/metrics.jsonl");
   ASSERT_EQ(b.size(), 12u);
   for (std::size_t i = 0; i < a.size(); ++i)
-    for (const auto& [name, value] : a[i])
-      if (name != "images_per_second") EXPECT_EQ(metric(b[i], name), value) << "step " << i + 1 << " " << name;
+    for (const auto& [name, value] : a[i]) {
+      if (name == "images_per_second") continue;
+      EXPECT_EQ(metric(b[i], name), value) << "step " << i + 1 << " " << name;
+    }
 }
 INSTANTIATE_TEST_SUITE_P(Backends, CliResume, testing::Values("cpu", "reference"),
                          [](const auto& info) { return info.param; });
@@ -234,9 +238,10 @@ TEST(Cli, ResumeRefusesAnotherModelOrSetting) {
   folder.write("run/config.toml", config);
 
   StateFile state = load_safetensors(run + "/checkpoint.safetensors");
-  state.tensors.front().value.set(0, std::nan(""));
+  for (NamedTensor& t : state.tensors)
+    if (t.name == "encoder.down1.weight") t.value.set(0, std::nan(""));
   save_safetensors(run + "/checkpoint.safetensors", state);
-  expect_fails("evaluate " + run, 1, "holds a NaN");
+  expect_fails("evaluate " + run, 1, "tensor 'encoder.down1.weight' holds a NaN");
   folder.write("run/checkpoint.safetensors", "garbage");
   expect_fails("evaluate " + run, 1, "checkpoint.safetensors");
 }
@@ -309,8 +314,6 @@ TEST(Cli, CtrlCSavesAndStops) {
 
 TEST(Cli, DivergingRunStopsAndNamesTheStep) {
   const TempFolder folder;
-  const std::string run = " --out " + (folder / "run").string();
-  expect_fails("train vq-vae" + kSmall + "--steps 400 --optimizer sgd --lr 1000" + run, 1, "");
   const Outcome out =
       stopgrad("train vq-vae" + kSmall + "--steps 400 --optimizer sgd --lr 1000 --out " + (folder / "again").string());
   EXPECT_EQ(out.code, 1);

@@ -20,6 +20,14 @@ std::string idx_header(std::initializer_list<int> extents, char type = 0x08) {
   return bytes;
 }
 
+DataOptions named(std::string name, std::string folder = {}, std::int64_t image_size = 0) {
+  DataOptions options;
+  options.name = std::move(name);
+  options.folder = std::move(folder);
+  options.image_size = image_size;
+  return options;
+}
+
 std::string ramp(std::size_t n) {
   std::string bytes(n, '\0');
   for (std::size_t i = 0; i < n; ++i) bytes[i] = static_cast<char>(i % 251);
@@ -126,21 +134,21 @@ TEST(Folder, ResizesAnySizeAndFindsChannels) {
 TEST(Folder, SplitsByTestFolderOrEveryTenth) {
   const TempFolder folder;
   for (int i = 0; i < 20; ++i) save_png(folder / fmt::format("{:02}.png", i), checkered(8 + i, 8, 1));
-  const Dataset every_tenth = load_dataset({.name = folder.path().string(), .image_size = 8});
+  const Dataset every_tenth = load_dataset(named(folder.path().string(), "", 8));
   EXPECT_EQ(every_tenth.train.count, 18);
   EXPECT_EQ(every_tenth.test.count, 2);
   for (const char* part : {"train", "test"}) {
     std::filesystem::create_directory(folder / part);
     save_png(folder / part / "x.png", checkered(8, 8, 1));
   }
-  const Dataset by_folder = load_dataset({.name = folder.path().string(), .image_size = 8});
+  const Dataset by_folder = load_dataset(named(folder.path().string(), "", 8));
   EXPECT_EQ(by_folder.train.count, 1);
   EXPECT_EQ(by_folder.test.count, 1);
 }
 
 TEST(Folder, RefusesBadImages) {
   const TempFolder folder;
-  SG_EXPECT_ERROR(io, "no images", load_dataset({.name = folder.path().string()}));
+  SG_EXPECT_ERROR(io, "no images", load_dataset(named(folder.path().string())));
   save_png(folder / "good.png", checkered(64, 64, 3));
   const std::string png = slurp(folder / "good.png");
   SG_EXPECT_ERROR(io, "corrupt image", read_images({folder.write("bad.png", png.substr(0, png.size() / 2))}, 16, 3));
@@ -153,18 +161,18 @@ TEST(Folder, RefusesBadImages) {
 
 TEST(Dataset, NamesWhatIsMissing) {
   const TempFolder folder;
-  const auto missing = error_of([&] { load_dataset({.name = "fashion-mnist", .folder = folder.path().string()}); });
+  const auto missing = error_of([&] { load_dataset(named("fashion-mnist", folder.path().string())); });
   ASSERT_TRUE(missing);
   SG_EXPECT_CONTAINS(missing->message(), "dataset-fashion-mnist");
   SG_EXPECT_CONTAINS(missing->message(), folder.path().string());
   SG_EXPECT_CONTAINS(missing->message(), "--data synthetic");
   SG_EXPECT_ERROR(usage, "neither a data set (fashion-mnist, mnist, cifar10, synthetic) nor a folder",
-                  load_dataset({.name = "imagenet"}));
+                  load_dataset(named("imagenet")));
   folder.write("train-images-idx3-ubyte", idx_header({3, 4, 4}) + ramp(48));
-  SG_EXPECT_ERROR(io, "no test set", load_dataset({.name = "mnist", .folder = folder.path().string()}));
+  SG_EXPECT_ERROR(io, "no test set", load_dataset(named("mnist", folder.path().string())));
   folder.write("t10k-images-idx3-ubyte", idx_header({1, 8, 4}) + ramp(32));
   SG_EXPECT_ERROR(io, "training images are 4 x 4 x 1, test images 8 x 4 x 1",
-                  load_dataset({.name = folder.path().string()}));
+                  load_dataset(named(folder.path().string())));
 }
 
 TEST(Synthetic, DependsOnSeedAndIndexOnly) {

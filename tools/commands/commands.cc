@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <new>
+#include <utility>
 
 #include "core/error.h"
 
@@ -65,6 +66,13 @@ int run_program(int argc, const char* const* argv) {
   add_info(app);
   add_bench(app);
   try {
+    if (argc > 1 && argv[1][0] != '-') {
+      std::vector<std::string> names;
+      for (const CLI::App* command : std::as_const(app).get_subcommands([](const CLI::App*) { return true; }))
+        names.push_back(command->get_name());
+      if (std::find(names.begin(), names.end(), argv[1]) == names.end())
+        fail(ErrorKind::usage, "'{}' is no command; choose one of: {}", argv[1], CLI::detail::join(names, ", "));
+    }
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::ParseError& e) {

@@ -76,8 +76,15 @@ ImageSet read_images(const std::vector<std::filesystem::path>& files, std::int64
     const int stride = width * static_cast<int>(channels);
     const stbi_uc* corner =
         pixels.get() + static_cast<std::ptrdiff_t>(top) * stride + static_cast<std::ptrdiff_t>(left) * channels;
-    if (!stbir_resize_uint8(corner, side, side, stride, set.pixels.data() + i * set.image_bytes(),
-                            static_cast<int>(size), static_cast<int>(size), 0, static_cast<int>(channels)))
+    std::uint8_t* to = set.pixels.data() + i * set.image_bytes();
+    if (side == size) {  // a resampling filter would blur what already has the size
+      const std::size_t row = static_cast<std::size_t>(size * channels);
+      for (std::int64_t y = 0; y < size; ++y)
+        std::copy_n(corner + y * stride, row, to + static_cast<std::size_t>(y) * row);
+      continue;
+    }
+    if (!stbir_resize_uint8(corner, side, side, stride, to, static_cast<int>(size), static_cast<int>(size), 0,
+                            static_cast<int>(channels)))
       fail(ErrorKind::io, "{}: cannot be resized to {} x {}", files[i].string(), size, size);
   }
   return set;
