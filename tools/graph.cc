@@ -3,6 +3,7 @@
 #include <map>
 #include <numeric>
 #include <set>
+#include <sstream>
 
 #include "core/op.h"
 
@@ -26,36 +27,36 @@ std::vector<std::int32_t> all_instructions(const Tape& tape) {
   return all;
 }
 
-std::vector<std::int32_t> forward_instructions(const Tape& tape) {
-  std::vector<bool> backward(static_cast<std::size_t>(tape.value_count()));
-  std::vector<std::int32_t> forward;
+std::vector<std::int32_t> instructions_behind(const Tape& tape, std::span<const Value> roots) {
+  std::vector<bool> wanted(static_cast<std::size_t>(tape.value_count()));
+  for (const Value& v : roots) wanted[static_cast<std::size_t>(v.id)] = true;
+  std::vector<std::int32_t> found;
   const auto instrs = tape.instrs();
-  for (std::size_t i = 0; i < instrs.size(); ++i) {
-    bool taken = instrs[i].forward_of >= 0;
-    for (const std::int32_t v : instrs[i].inputs) taken = taken || backward[static_cast<std::size_t>(v)];
-    for (const std::int32_t v : instrs[i].outputs) backward[static_cast<std::size_t>(v)] = taken;
-    if (!taken) forward.push_back(static_cast<std::int32_t>(i));
+  for (std::size_t i = instrs.size(); i-- > 0;) {
+    bool used = false;
+    for (const std::int32_t v : instrs[i].outputs) used = used || wanted[static_cast<std::size_t>(v)];
+    if (!used) continue;
+    for (const std::int32_t v : instrs[i].inputs) wanted[static_cast<std::size_t>(v)] = true;
+    found.push_back(static_cast<std::int32_t>(i));
   }
-  // Leaves that only the backward pass and the optimizer read would hang in the air.
-  std::vector<bool> used(static_cast<std::size_t>(tape.value_count()));
-  std::vector<std::int32_t> kept;
-  for (auto it = forward.rbegin(); it != forward.rend(); ++it) {
-    const Instr& instr = instrs[static_cast<std::size_t>(*it)];
-    bool wanted = !instr.inputs.empty();
-    for (const std::int32_t v : instr.outputs) wanted = wanted || used[static_cast<std::size_t>(v)];
-    if (!wanted) continue;
-    for (const std::int32_t v : instr.inputs) used[static_cast<std::size_t>(v)] = true;
-    kept.push_back(*it);
-  }
-  return {kept.rbegin(), kept.rend()};
+  return {found.rbegin(), found.rend()};
 }
 
 std::string to_text(const Tape& tape, std::span<const std::int32_t> instrs) {
-  if (instrs.size() == tape.instrs().size()) return tape.to_string();
-  std::string out;
-  for (const std::int32_t i : instrs) {
-    out += tape.describe_instr(i);
-    if (!out.ends_with('\n')) out += '\n';
+  // Tape::to_string() writes one line per instruction, and "# scope" where the scope changes.
+  std::istringstream lines(tape.to_string());
+  std::string out, scope, written_scope;
+  std::int32_t index = 0;
+  std::size_t next = 0;
+  for (std::string line; std::getline(lines, line) && next < instrs.size();) {
+    if (line.starts_with('#')) {
+      scope = line;
+      continue;
+    }
+    if (index++ != instrs[next]) continue;
+    ++next;
+    if (scope != written_scope) out += (written_scope = scope) + '\n';
+    out += line + '\n';
   }
   return out;
 }
@@ -68,6 +69,7 @@ std::string to_dot(const Tape& tape, std::span<const std::int32_t> instrs, const
     const Instr& instr = tape.instrs()[static_cast<std::size_t>(i)];
     const OpDef& op = op_def(instr.op);
     std::string label(op.name), style;
+    if (op.role == Role::constant && instr.attrs.has("value")) label += fmt::format(" {:g}", instr.attrs.d("value"));
     if (op.role == Role::read)
       label = tape.name_of(instr.outputs[0]), style = ", shape=box, style=filled, fillcolor=\"#e8f0e0\"";
     if (op.role == Role::assign)

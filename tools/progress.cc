@@ -58,16 +58,16 @@ void Progress::update(std::int64_t done, const std::string& text, double images_
   const double spent = std::chrono::duration<double>(last_ - start_).count();
   const double left =
       spent / static_cast<double>(std::max<std::int64_t>(done - first_, 1)) * static_cast<double>(total_ - done);
-  const std::string numbers = fmt::format("step {}/{}  {}  {:.0f} images/s  {} left", done, total_, text,
-                                          images_per_second, duration_text(left));
+  const std::string numbers =
+      fmt::format("{}/{}  {}  {:.0f} images/s  {} left", done, total_, text, images_per_second, duration_text(left));
   if (!terminal_) {
-    fmt::print("{}\n", numbers);
+    fmt::print("step {}\n", numbers);
     std::fflush(stdout);
     return;
   }
   const int room = terminal_width() - static_cast<int>(numbers.size()) - 4;
   std::string bar;
-  if (room >= 8) {
+  if (room >= 5) {
     const int width = std::min(room, 30);
     const int full =
         static_cast<int>(static_cast<double>(width) * static_cast<double>(done) / static_cast<double>(total_));

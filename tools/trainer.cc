@@ -180,7 +180,7 @@ void Trainer::run() {
   const std::int64_t last = request_.stop_after > 0 ? std::min(request_.stop_after, steps_) : steps_;
   {
     Progress progress(step_, steps_, config_.log_every);
-    double speed = 0;
+    double pace = 0;
     while (step_ < last && !InterruptGuard::interrupted()) {
       Metrics m = step();
       const double loss = metric(m, "loss");
@@ -188,21 +188,21 @@ void Trainer::run() {
       if (!std::isfinite(loss)) {
         log_->flush();
         fail(ErrorKind::non_finite,
-             "the loss is {} at step {}. {}; --check-finite names the op that made the first such number, a lower --lr "
-             "or "
-             "--clip 1 may avoid it",
+             "the loss is {} at step {}. {}; --check-finite names the op that made the first such number, "
+             "a lower --lr or --clip 1 may avoid it",
              loss, step_,
              saved_step_ > 0 ? fmt::format("The checkpoint in {} is of step {}", folder_->path().string(), saved_step_)
                              : "No checkpoint was saved yet");
       }
-      speed = speed == 0 || step_ < first_step_ + 5 ? metric(m, "images_per_second")
-                                                    : 0.95 * speed + 0.05 * metric(m, "images_per_second");
+      // Averaged as time, not as speed: one slow step among fast ones counts for what it took.
+      const double seconds = static_cast<double>(config_.batch) / metric(m, "images_per_second");
+      pace = step_ < first_step_ + 5 ? seconds : 0.95 * pace + 0.05 * seconds;
       if (step_ == first_step_ + 1) print_first_step(m);
       if (progress.wants_text(step_)) {
         progress.update(step_,
-                        fmt::format("loss {:.5f}  reconstruction {:.5f}  codes used {:.0f} %", loss,
-                                    metric(m, "reconstruction"), 100 * metric(m, "usage_window")),
-                        speed);
+                        fmt::format("loss {:.4f}  mse {:.4f}  codes {:.0f} %", loss, metric(m, "reconstruction"),
+                                    100 * metric(m, "usage_window")),
+                        static_cast<double>(config_.batch) / pace);
         log_->flush();
       }
       history_.push_back(std::move(m));

@@ -82,15 +82,18 @@ void show_tape(const TapeArguments& a) {
   VqVae model(model_config(config, images));
   VqVaeTraining training(model);
   Tape tape;
-  if (a.part == "evaluate")
+  std::vector<Value> roots;  // none: the whole tape is shown
+  if (a.part == "evaluate") {
     build_evaluation(tape, model, config.batch);
-  else if (a.part == "encode")
+  } else if (a.part == "encode") {
     build_encode(tape, model, config.batch);
-  else if (a.part == "decode")
+  } else if (a.part == "decode") {
     build_decode(tape, model, config.batch);
-  else
-    build_train_step(tape, training);
-  const std::vector<std::int32_t> shown = a.part == "forward" ? forward_instructions(tape) : all_instructions(tape);
+  } else {
+    const TrainStep step = build_train_step(tape, training);
+    if (a.part == "forward") roots = {step.total, step.reconstruction, step.codebook, step.commitment};
+  }
+  const std::vector<std::int32_t> shown = roots.empty() ? all_instructions(tape) : instructions_behind(tape, roots);
 
   std::string text =
       a.format == "text" ? to_text(tape, shown) : to_dot(tape, shown, fmt::format("{} ({})", config.model, a.part));
@@ -115,7 +118,7 @@ void add_tape(CLI::App& app) {
       ->capture_default_str();
   command
       ->add_option("--part", a->part,
-                   "forward (what the losses and statistics are made of), step (gradients, optimizer and all), "
+                   "forward (what the losses are made of), step (gradients, optimizer and all), "
                    "evaluate, encode or decode")
       ->check(CLI::IsMember({"forward", "step", "evaluate", "encode", "decode"}))
       ->capture_default_str();
