@@ -59,7 +59,7 @@ void Progress::update(std::int64_t done, const std::string& text, double images_
   const double left =
       spent / static_cast<double>(std::max<std::int64_t>(done - first_, 1)) * static_cast<double>(total_ - done);
   const std::string numbers =
-      fmt::format("{}/{}  {}  {:.0f} images/s  {} left", done, total_, text, images_per_second, duration_text(left));
+      fmt::format("{}/{}  {}  {:.0f} img/s  {} left", done, total_, text, images_per_second, duration_text(left));
   if (!terminal_) {
     fmt::print("step {}\n", numbers);
     std::fflush(stdout);

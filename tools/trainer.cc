@@ -199,10 +199,11 @@ void Trainer::run() {
       pace = step_ < first_step_ + 5 ? seconds : 0.95 * pace + 0.05 * seconds;
       if (step_ == first_step_ + 1) print_first_step(m);
       if (progress.wants_text(step_)) {
-        progress.update(step_,
-                        fmt::format("loss {:.4f}  mse {:.4f}  codes {:.0f} %", loss, metric(m, "reconstruction"),
-                                    100 * metric(m, "usage_window")),
-                        static_cast<double>(config_.batch) / pace);
+        progress.update(
+            step_,
+            fmt::format("loss {:.4f}  mse {:.4f}  codes {:.0f}/{}", loss, metric(m, "reconstruction"),
+                        std::round(metric(m, "usage_window") * static_cast<double>(config_.codes)), config_.codes),
+            static_cast<double>(config_.batch) / pace);
         log_->flush();
       }
       history_.push_back(std::move(m));
