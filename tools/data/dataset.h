@@ -27,7 +27,7 @@ struct Dataset {
 
 struct DataOptions {
   std::string name = "fashion-mnist";  // fashion-mnist, mnist, cifar10, synthetic, or a folder
-  std::string folder;                  // where the files of a named set lie; empty: the search list
+  std::string folder = {};             // where the files of a named set lie; empty: the search list
   std::int64_t image_size = 0;         // side of images from folders (0: 32) and of drawn ones (0: 28)
   std::int64_t channels = 0;  // 1 or 3, for folders (0: 1 where every file is grey, else 3) and drawn images (0: 1)
   std::int64_t limit = 0;     // keep only the first `limit` training and test images; 0: all
