@@ -32,6 +32,8 @@ class Trainer {
   void print_heading() const;
   void print_first_step(const Metrics& m) const;
   Metrics step();
+  Metrics checked_step();
+  std::string last_checkpoint() const;
   void save();
   void draw_pictures();
   void finish(bool interrupted);
@@ -152,6 +154,21 @@ Metrics Trainer::step() {
   return m;
 }
 
+std::string Trainer::last_checkpoint() const {
+  return saved_step_ > 0 ? fmt::format("The checkpoint in {} is of step {}", folder_->path().string(), saved_step_)
+                         : "No checkpoint was saved yet";
+}
+
+// step(), saying which one it was where --check-finite stops it.
+Metrics Trainer::checked_step() {
+  try {
+    return step();
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::non_finite) throw;
+    fail(ErrorKind::non_finite, "step {}: {}\n  {}", step_ + 1, e.message(), last_checkpoint());
+  }
+}
+
 void Trainer::save() {
   log_->flush();
   const std::vector<Variable*> variables = training_.checkpoint();
@@ -182,18 +199,14 @@ void Trainer::run() {
     Progress progress(step_, steps_, config_.log_every);
     double pace = 0;
     while (step_ < last && !InterruptGuard::interrupted()) {
-      Metrics m = step();
+      Metrics m = checked_step();
       const double loss = metric(m, "loss");
       log_->append(m);
-      if (!std::isfinite(loss)) {
-        log_->flush();
+      if (!std::isfinite(loss))
         fail(ErrorKind::non_finite,
-             "the loss is {} at step {}. {}; --check-finite names the op that made the first such number, "
-             "a lower --lr or --clip 1 may avoid it",
-             loss, step_,
-             saved_step_ > 0 ? fmt::format("The checkpoint in {} is of step {}", folder_->path().string(), saved_step_)
-                             : "No checkpoint was saved yet");
-      }
+             "the loss is {} at step {}. {}; --check-finite names the op that made the first such "
+             "number, a lower --lr or --clip 1 may avoid it",
+             loss, step_, last_checkpoint());
       // Averaged as time, not as speed: one slow step among fast ones counts for what it took.
       const double seconds = static_cast<double>(config_.batch) / metric(m, "images_per_second");
       pace = step_ < first_step_ + 5 ? seconds : 0.95 * pace + 0.05 * seconds;

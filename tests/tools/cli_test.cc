@@ -319,6 +319,12 @@ TEST(Cli, DivergingRunStopsAndNamesTheStep) {
   EXPECT_EQ(out.code, 1);
   SG_EXPECT_CONTAINS(out.text, "the loss is");
   SG_EXPECT_CONTAINS(out.text, "--check-finite");
+  const Outcome checked =
+      stopgrad("train vq-vae" + kSmall + "--steps 400 --optimizer sgd --lr 1000 --check-finite --out " +
+               (folder / "checked").string());
+  EXPECT_EQ(checked.code, 1);
+  SG_EXPECT_CONTAINS(checked.text, "stopgrad: step ");
+  SG_EXPECT_CONTAINS(checked.text, "first made by");
 }
 
 TEST(Cli, TapeDrawsStopGradientsApart) {

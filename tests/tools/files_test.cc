@@ -129,6 +129,7 @@ TEST(RunFolder, RefusesWhatItCannotUse) {
   SG_EXPECT_ERROR(io, "is not empty", RunFolder::create(folder / "full"));
   SG_EXPECT_ERROR(io, "is not a folder", RunFolder::create(folder / "full/file"));
   SG_EXPECT_ERROR(io, "cannot make the folder", RunFolder::create(folder / "full/file/below"));
+  SG_EXPECT_ERROR(io, "cannot make the folder", RunFolder::create("/proc/stopgrad-run"));
   SG_EXPECT_ERROR(io, "no such folder", RunFolder::open(folder / "nowhere"));
   SG_EXPECT_ERROR(io, "it has no config.toml", RunFolder::open(folder / "a"));
   if (geteuid() != 0) {
