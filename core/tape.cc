@@ -165,7 +165,13 @@ std::string Tape::describe_instr(std::int32_t index) const {
   std::string text = fmt::format("{}   {}", op_def(instr.op).name, sg::to_string(instr.loc));
   const std::string path = scope_path(instr.scope);
   if (!path.empty()) text += fmt::format("   in {}", path);
-  if (instr.scope > 0) text += fmt::format(" called from {}", sg::to_string(scopes_[static_cast<std::size_t>(instr.scope)].loc));
+  // The nearest caller in another file: a library's own scopes say nothing to its user.
+  for (std::int32_t s = instr.scope; s > 0; s = scopes_[static_cast<std::size_t>(s)].parent) {
+    const Loc caller = scopes_[static_cast<std::size_t>(s)].loc;
+    if (std::string_view(caller.file_name()) == instr.loc.file_name()) continue;
+    text += fmt::format(" called from {}", sg::to_string(caller));
+    break;
+  }
   return text;
 }
 

@@ -27,7 +27,7 @@ std::vector<ConfigField> make_fields() {
   using C = TrainConfig;
   constexpr bool kResume = true;
   return {
-      {"model", &C::model, "Model", "architecture", {"vq-vae"}},
+      {"model", &C::model, "Model", "architecture", {"vqvae"}},
       {"preset", &C::preset, "Model", "sizes of network, code and batch in one word; other flags come after it",
        vqvae_presets()},
       {"hidden", &C::hidden, "Model", "channels inside encoder and decoder", {}, 2, 8192},

@@ -12,7 +12,7 @@
 namespace sg::tools {
 
 struct TrainConfig {
-  std::string model = "vq-vae";
+  std::string model = "vqvae";
   std::string preset = "fashion";
 
   std::string data = "fashion-mnist", data_dir;

@@ -61,7 +61,7 @@ void expect_fails(const std::string& arguments, int code, std::string_view messa
 
 std::string trained(const TempFolder& folder, const std::string& name, const std::string& flags) {
   const std::string run = (folder / name).string();
-  const Outcome out = stopgrad("train vq-vae" + kSmall + flags + " --out " + run);
+  const Outcome out = stopgrad("train vqvae" + kSmall + flags + " --out " + run);
   EXPECT_EQ(out.code, 0) << out.text;
   return run;
 }
@@ -80,23 +80,23 @@ TEST(Cli, HelpHasExamplesForEachCommand) {
 TEST(Cli, WrongUsageIsOneMessageAndCodeTwo) {
   const TempFolder folder;
   const std::string out = " --out " + (folder / "run").string();
-  expect_fails("train vq-vae --colour blue" + out, 2, "--colour");
+  expect_fails("train vqvae --colour blue" + out, 2, "--colour");
   expect_fails("paint", 2, "paint");
   expect_fails("train" + out, 2, "which model");
-  expect_fails("train vq-gan" + out, 2, "model 'vq-gan' is unknown; choose one of: vq-vae");
-  expect_fails("train vq-vae --estimator magic" + out, 2, "--estimator 'magic' is unknown; choose one of: ste");
-  expect_fails("train vq-vae --backend abacus" + out, 2, "--backend 'abacus' is unknown; choose one of:");
-  expect_fails("train vq-vae --codes 0" + out, 2, "--codes is 0");
-  expect_fails("train vq-vae --codes many" + out, 2, "--codes");
-  expect_fails("train vq-vae --lr nan" + out, 2, "--lr");
-  expect_fails("train vq-vae --data nosuchset" + out, 2, "neither a data set");
-  expect_fails("train vq-vae --data synthetic --limit 5 --batch 6" + out, 2, "the training set has only 5 images");
-  expect_fails("train vq-vae --data synthetic --limit 5 --batch 2 --image-size 30" + out, 2, "divisible by 4");
-  expect_fails("train vq-vae --data synthetic --limit 5 --batch 2 --steps 3 --warmup 3" + out, 2, "--warmup");
+  expect_fails("train vq-gan" + out, 2, "model 'vq-gan' is unknown; choose one of: vqvae");
+  expect_fails("train vqvae --estimator magic" + out, 2, "--estimator 'magic' is unknown; choose one of: ste");
+  expect_fails("train vqvae --backend abacus" + out, 2, "--backend 'abacus' is unknown; choose one of:");
+  expect_fails("train vqvae --codes 0" + out, 2, "--codes is 0");
+  expect_fails("train vqvae --codes many" + out, 2, "--codes");
+  expect_fails("train vqvae --lr nan" + out, 2, "--lr");
+  expect_fails("train vqvae --data nosuchset" + out, 2, "neither a data set");
+  expect_fails("train vqvae --data synthetic --limit 5 --batch 6" + out, 2, "the training set has only 5 images");
+  expect_fails("train vqvae --data synthetic --limit 5 --batch 2 --image-size 30" + out, 2, "divisible by 4");
+  expect_fails("train vqvae --data synthetic --limit 5 --batch 2 --steps 3 --warmup 3" + out, 2, "--warmup");
   expect_fails("train --resume x --out y", 2, "--out cannot be given");
   expect_fails("train --config " + folder.write("c.toml", "coeds = 3\n").string() + out, 2, "unknown setting 'coeds'");
   expect_fails("encode " + folder.path().string(), 2, "IMAGES");
-  expect_fails("tape vq-vae --format pdf", 2, "pdf");
+  expect_fails("tape vqvae --format pdf", 2, "pdf");
   expect_fails("bench --repeats 0", 2, "--repeats");
   EXPECT_FALSE(std::filesystem::exists(folder / "run")) << "nothing may be written";
 }
@@ -105,9 +105,9 @@ TEST(Cli, BadDataIsOneMessageAndCodeOne) {
   const TempFolder folder;
   const std::string out = " --out " + (folder / "run").string();
   const auto train_on = [&](const std::string& data) {
-    return "train vq-vae --batch 2 --steps 1 --data " + data + out;
+    return "train vqvae --batch 2 --steps 1 --data " + data + out;
   };
-  expect_fails("train vq-vae --data fashion-mnist --data-dir " + folder.path().string() + out, 1,
+  expect_fails("train vqvae --data fashion-mnist --data-dir " + folder.path().string() + out, 1,
                "dataset-fashion-mnist");
   folder.write("empty/readme.txt", "");
   expect_fails(train_on((folder / "empty").string()), 1, "no images");
@@ -124,8 +124,8 @@ TEST(Cli, BadDataIsOneMessageAndCodeOne) {
   expect_fails(train_on((folder / "png").string()), 1, "not a readable PNG or JPEG");
   EXPECT_FALSE(std::filesystem::exists(folder / "run")) << "nothing may be written";
   folder.write("full/file", "x");
-  expect_fails("train vq-vae" + kSmall + "--steps 1 --out " + (folder / "full").string(), 1, "is not empty");
-  expect_fails("train vq-vae" + kSmall + "--steps 1 --out " + (folder / "full/file/run").string(), 1,
+  expect_fails("train vqvae" + kSmall + "--steps 1 --out " + (folder / "full").string(), 1, "is not empty");
+  expect_fails("train vqvae" + kSmall + "--steps 1 --out " + (folder / "full/file/run").string(), 1,
                "cannot make the folder");
 }
 
@@ -260,7 +260,7 @@ TEST(Cli, FullDiskKeepsTheOldCheckpoint) {
 
 pid_t start_training(const std::string& run, const std::string& flags) {
   const std::string command =
-      "exec " SG_STOPGRAD_BINARY " train vq-vae" + kSmall + flags + " --out " + run + " > " + run + ".log 2>&1";
+      "exec " SG_STOPGRAD_BINARY " train vqvae" + kSmall + flags + " --out " + run + " > " + run + ".log 2>&1";
   std::string sh = "sh", c = "-c", text = command;
   char* const argv[] = {sh.data(), c.data(), text.data(), nullptr};
   pid_t child = 0;
@@ -315,12 +315,12 @@ TEST(Cli, CtrlCSavesAndStops) {
 TEST(Cli, DivergingRunStopsAndNamesTheStep) {
   const TempFolder folder;
   const Outcome out =
-      stopgrad("train vq-vae" + kSmall + "--steps 400 --optimizer sgd --lr 1000 --out " + (folder / "again").string());
+      stopgrad("train vqvae" + kSmall + "--steps 400 --optimizer sgd --lr 1000 --out " + (folder / "again").string());
   EXPECT_EQ(out.code, 1);
   SG_EXPECT_CONTAINS(out.text, "the loss is");
   SG_EXPECT_CONTAINS(out.text, "--check-finite");
   const Outcome checked =
-      stopgrad("train vq-vae" + kSmall + "--steps 400 --optimizer sgd --lr 1000 --check-finite --out " +
+      stopgrad("train vqvae" + kSmall + "--steps 400 --optimizer sgd --lr 1000 --check-finite --out " +
                (folder / "checked").string());
   EXPECT_EQ(checked.code, 1);
   SG_EXPECT_CONTAINS(checked.text, "stopgrad: step ");
@@ -328,16 +328,16 @@ TEST(Cli, DivergingRunStopsAndNamesTheStep) {
 }
 
 TEST(Cli, TapeDrawsStopGradientsApart) {
-  const Outcome text = stopgrad("tape vq-vae --hidden 8 --codes 16");
+  const Outcome text = stopgrad("tape vqvae --hidden 8 --codes 16");
   EXPECT_EQ(text.code, 0);
   SG_EXPECT_CONTAINS(text.text, "stop_gradient");
-  const Outcome dot = stopgrad("tape vq-vae --hidden 8 --codes 16 --format dot");
+  const Outcome dot = stopgrad("tape vqvae --hidden 8 --codes 16 --format dot");
   EXPECT_EQ(dot.code, 0);
   SG_EXPECT_CONTAINS(dot.text, "shape=octagon");
   SG_EXPECT_CONTAINS(dot.text, "style=dashed, color=\"#c62828\"");
-  const Outcome step = stopgrad("tape vq-vae --hidden 8 --codes 16 --part step");
+  const Outcome step = stopgrad("tape vqvae --hidden 8 --codes 16 --part step");
   EXPECT_GT(step.text.size(), text.text.size());
-  const Outcome no_dot = shell("PATH=/nowhere " SG_STOPGRAD_BINARY " tape vq-vae --format svg");
+  const Outcome no_dot = shell("PATH=/nowhere " SG_STOPGRAD_BINARY " tape vqvae --format svg");
   EXPECT_EQ(no_dot.code, 1);
   SG_EXPECT_CONTAINS(no_dot.text, "apt-get install graphviz");
 }

@@ -113,7 +113,7 @@ TEST(Config, ValidateNamesTheFlag) {
   refused([](TrainConfig& c) { c.lr = 0; }, "--lr is 0; it must be above 0");
   refused([](TrainConfig& c) { c.beta = -1; }, "--beta");
   refused([](TrainConfig& c) { c.ema_decay = 1; }, "--ema-decay");
-  refused([](TrainConfig& c) { c.model = "vq-gan"; }, "model 'vq-gan' is unknown; choose one of: vq-vae");
+  refused([](TrainConfig& c) { c.model = "vq-gan"; }, "model 'vq-gan' is unknown; choose one of: vqvae");
   refused([](TrainConfig& c) { c.estimator = "magic"; },
           "--estimator 'magic' is unknown; choose one of: ste, rotation");
   refused([](TrainConfig& c) { c.backend = "abacus"; }, "--backend 'abacus' is unknown; choose one of: ");

@@ -98,7 +98,7 @@ void bench(const BenchArguments& a) {
     return;
   }
   const auto mb = [](std::size_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
-  fmt::print("one training step: vq-vae {}, batch {} of {}, estimator {}, backend {}, {} threads\n", config.preset,
+  fmt::print("one training step: vqvae {}, batch {} of {}, estimator {}, backend {}, {} threads\n", config.preset,
              config.batch, to_string(images), config.estimator, config.backend, threads());
   fmt::print("  time of a step      median {:.1f} ms, best {:.1f}, 90 % below {:.1f}   ({} steps)\n", median, best,
              slow, a.repeats);

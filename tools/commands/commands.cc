@@ -55,7 +55,7 @@ int run_program(int argc, const char* const* argv) {
   app.footer(
       "Exit codes: 0 done, 1 failed, 2 wrong command line or setting.\n"
       "Examples:\n"
-      "  stopgrad train vq-vae --data fashion-mnist --out runs/first\n"
+      "  stopgrad train vqvae --data fashion-mnist --out runs/first\n"
       "  stopgrad evaluate runs/first\n"
       "  stopgrad COMMAND --help");
   add_train(app);

@@ -112,7 +112,7 @@ void add_tape(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "tape", "Show the instructions that a model records: text, or a graph in which stop-gradients stand out.");
   const auto a = std::make_shared<TapeArguments>();
-  command->add_option("WHAT", a->what, "model (vq-vae) or run folder")->required();
+  command->add_option("WHAT", a->what, "model (vqvae) or run folder")->required();
   command->add_option("--format", a->format, "text, dot or svg (needs graphviz)")
       ->check(CLI::IsMember({"text", "dot", "svg"}))
       ->capture_default_str();
@@ -126,8 +126,8 @@ void add_tape(CLI::App& app) {
   a->flags = std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Model", "Quantizer", "Training"});
   command->footer(
       "Examples:\n"
-      "  stopgrad tape vq-vae --estimator rotation\n"
-      "  stopgrad tape vq-vae --format svg --out vq-vae.svg\n"
+      "  stopgrad tape vqvae --estimator rotation\n"
+      "  stopgrad tape vqvae --format svg --out vqvae.svg\n"
       "  stopgrad tape runs/first --part step");
   command->callback([a] { show_tape(*a); });
 }

@@ -17,7 +17,7 @@ struct TrainArguments {
 TrainRequest new_run(const TrainArguments& a) {
   TrainConfig base;
   if (a.config.empty()) {
-    if (a.model.empty()) fail(ErrorKind::usage, "train: which model? For example: stopgrad train vq-vae");
+    if (a.model.empty()) fail(ErrorKind::usage, "train: which model? For example: stopgrad train vqvae");
   } else {
     base = read_config(a.config, base);
   }
@@ -54,7 +54,7 @@ void add_train(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "train", "Train a model on images and write a run folder with checkpoint, metrics and pictures.");
   const auto a = std::make_shared<TrainArguments>();
-  command->add_option("model", a->model, "architecture: vq-vae");
+  command->add_option("model", a->model, "architecture: vqvae");
   command->add_option("--out", a->out,
                       "run folder to make; it must not exist or be empty. Without it: runs/MODEL-001, -002, ...");
   command->add_option("--config", a->config, "take settings from a TOML file (a run's config.toml); flags go over it");
@@ -65,10 +65,10 @@ void add_train(CLI::App& app) {
       *command, std::vector<std::string_view>{"Model", "Data", "Quantizer", "Training", "Run"});
   command->footer(
       "Examples:\n"
-      "  stopgrad train vq-vae                                          Fashion-MNIST, 2000 steps\n"
-      "  stopgrad train vq-vae --estimator rotation --init kmeans --codes 1024 --out runs/rotation\n"
-      "  stopgrad train vq-vae --data ~/pictures --image-size 64 --epochs 20\n"
-      "  stopgrad train vq-vae --data synthetic --steps 300 --codebook ema --revive 0.01\n"
+      "  stopgrad train vqvae                                          Fashion-MNIST, 2000 steps\n"
+      "  stopgrad train vqvae --estimator rotation --init kmeans --codes 1024 --out runs/rotation\n"
+      "  stopgrad train vqvae --data ~/pictures --image-size 64 --epochs 20\n"
+      "  stopgrad train vqvae --data synthetic --steps 300 --codebook ema --revive 0.01\n"
       "  stopgrad train --resume runs/rotation --steps 5000\n"
       "  stopgrad train --config runs/rotation/config.toml --seed 2");
   command->callback([a] { train(a->resume.empty() ? new_run(*a) : resumed_run(*a)); });
