@@ -38,7 +38,7 @@ void add_norm_cases(CaseList& list) {
   list.add("layer_norm", "rank_four", with_affine({2, 2, 3, 5}), layer);
   list.add("layer_norm", "constant_rows", {small_integers({2, 5}, 3, 3), uniform_reals({5}, 0.5, 1.5), normal_reals({5})}, layer)
       .no_gradcheck().accuracy(64);
-  list.add("layer_norm", "two_channels", with_affine({4, 2}, 3), layer).accuracy(128);
+  list.add("layer_norm", "two_channels", with_affine({4, 2}, 3), layer).accuracy(128, 1e-5);   // the derivative cancels
   list.add("layer_norm", "far", with_affine({6, 33}, 1, 50), layer).accuracy(512).no_gradcheck();
   list.add("layer_norm", "large", with_affine({300, 129}), layer).no_gradcheck();
 

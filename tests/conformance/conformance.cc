@@ -209,7 +209,8 @@ void run_gradcheck(const Case& c) {
   for (const auto i : graph.wrt) options.wrt[i] = true;
   const GradcheckResult result = gradcheck(build, inputs, backend("reference"), options);
   if (!result.ok)
-    ADD_FAILURE() << repro(c, "reference", "gradcheck", flags().seed) << "\n  order " << result.order << ": " << result.message;
+    ADD_FAILURE() << fmt::format("FAILED --gtest_filter=Gradcheck.{}.{} --seed={}\n  order {}: {}", c.op, c.name, flags().seed,
+                                 result.order, result.message);
 }
 
 // gtest's own class for one test, made for each case.
