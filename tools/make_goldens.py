@@ -18,27 +18,9 @@ import torch
 import torch.nn.functional as F
 
 import torch_vqvae
+from philox import uniforms
 
 IMAGE_STREAM = 1000
-MASK = np.uint64(0xFFFFFFFF)
-
-
-def philox(c0, c1, c2, c3, key):
-    """Philox4x32-10 on arrays of counters (SC 2011): four arrays of 32-bit words, held in 64-bit ones."""
-    c = [np.asarray(x, np.uint64) for x in np.broadcast_arrays(c0, c1, c2, c3)]
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        c = [(p1 >> np.uint64(32)) ^ c[1] ^ np.uint64(k0), p1 & MASK, (p0 >> np.uint64(32)) ^ c[3] ^ np.uint64(k1), p0 & MASK]
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return c
-
-
-def uniforms(seed, step, stream, count):
-    """The first `count` numbers of a stream, in [0,1)."""
-    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
-    words = philox(blocks, 0, stream, step, (seed, 0x53475631))
-    return (np.stack(words, 1).reshape(-1)[:count] >> np.uint64(8)).astype(np.float64) * 2.0**-24
 
 
 # ---- ten training steps ---------------------------------------------------------------------------------------------
@@ -54,10 +36,11 @@ NOISE = 2.0**-21
 
 
 def set_weights(model, net):
-    """Parameter number p of the sorted names is f32(centre + (2 u - 1) bound), with u the numbers of Philox step 0, stream
-    p, in the order of our layout. Codebook: centre and bound are the net's. Else centre is 0 and bound is gain / sqrt(fan_in),
-    gain being encoder_gain or decoder_gain for weights and bias_gain for biases, and fan_in the product of the first three
-    extents of the layer's weight (KH,KW,in,out), or (KH,KW,out,in) where it is transposed."""
+    """Parameter number p of the sorted names is f32(centre + (2 u - 1) bound), with u the numbers of Philox step 0,
+    stream p, in the order of our layout. Codebook: centre and bound are the net's. Else centre is 0 and bound is
+    gain / sqrt(fan_in), gain being encoder_gain or decoder_gain for weights and bias_gain for biases, and fan_in the
+    product of the first three extents of the layer's weight (KH,KW,in,out), or (KH,KW,out,in) where it is transposed.
+    """
     parameters = dict(model.named_parameters())
     for stream, name in enumerate(sorted(parameters)):
         p = parameters[name]
@@ -115,13 +98,14 @@ def make_model(net, **options):
 
 
 def place_codebook(net):
-    """Chooses the codebook's centre and range from the first batch's encoder outputs, at 0.8 of their mean and as wide as
-    they spread, so that many codes are used. Both are stored: they are inputs of the golden, not results.
+    """Chooses the codebook's centre and range from the first batch's encoder outputs, at 0.8 of their mean and as wide
+    as they spread, so that many codes are used. Both are stored: they are inputs of the golden, not results.
 
-    What makes the golden robust: Adam's first steps have the size of the rate whatever the gradient's, so rounding noise in
-    a tiny gradient moves rows by up to 1e-4, and with thousands of rows some are nearer than that to the border between
-    two codes. With the decoder at PyTorch's own scale, one row on the other side does not matter; with a decoder twice
-    as strong it spreads into differences of a per cent."""
+    What makes the golden robust: Adam's first steps have the size of the rate whatever the gradient's, so rounding
+    noise in a tiny gradient moves rows by up to 1e-4, and of thousands of rows some are nearer than that to the border
+    between two codes. With the decoder at PyTorch's own scale, one row on the other side does not matter; with one
+    twice as strong it spreads into differences of a per cent.
+    """
     net["codebook_centre"], net["codebook_range"] = [0.0] * net["code_dim"], 1.0
     with torch.no_grad():
         z, _ = make_model(net).rows(make_images(net, 0))
@@ -130,7 +114,7 @@ def place_codebook(net):
 
 
 def train(net, estimator, dtype, noise=0.0):
-    """The losses of each step, the change of each parameter, and the recorder. noise: relative, on the initial weights."""
+    """The losses of each step, the change of each parameter, the recorder. noise: relative, on the initial weights."""
     recorder = NearestRecorder()
     model = make_model(net, estimator=estimator, nearest=recorder).to(dtype)
     generator = torch.Generator().manual_seed(1)
@@ -176,12 +160,12 @@ def ten_steps():
             print(net["name"], {k: v for k, v in runs[-1].items() if not isinstance(v, dict)},
                   f"total {f64['total'][0]:.4f} to {f64['total'][-1]:.4f}", flush=True)
         nets.append(dict(net, runs=runs))
-    return dict(about="Ten training steps in PyTorch: losses before each step's update, change of the parameters after the "
-                      "last. smallest_gap: least (second best - best) / second best squared distance of a row to its "
-                      "nearest codes, over all rows and steps; rows_that_differ: rows of all steps whose code is another "
-                      "in float32 than in float64. effect_of_*: largest relative difference of a loss between float32 and "
-                      "float64, and between float32 and the same from weights with a relative noise of 2^-21: both must "
-                      "be far below the test's tolerance, or another rounding would fail it.",
+    return dict(about="Ten training steps in PyTorch: losses before each step's update, change of the parameters after "
+                      "the last. smallest_gap: least (second best - best) / second best squared distance of a row to "
+                      "its nearest codes, over all rows and steps; rows_that_differ: rows of all steps whose code is "
+                      "another in float32 than in float64. effect_of_*: largest relative difference of a loss between "
+                      "float32 and float64, and between float32 and the same from weights with a relative noise of "
+                      "2^-21: both must be far below the test's tolerance, or another rounding would fail it.",
                 torch=torch.__version__, steps=STEPS, rate=RATE, beta=BETA, gamma=GAMMA, image_stream=IMAGE_STREAM,
                 nets=nets)
 
@@ -234,8 +218,8 @@ def estimators():
         out = estimator(leaf, q)
         out.backward(g)
         cases[name] = dict(forward=array(out), gradient=array(leaf.grad))
-    return dict(about="z_q and J^T g of PyTorch's autograd in float64, J = d z_q / d z. Row 1: q almost parallel to z, 2: "
-                      "almost opposite, 3 and 4: lengths 1000:1 and 1:1000, 5: both short.",
+    return dict(about="z_q and J^T g of PyTorch's autograd in float64, J = d z_q / d z. Row 1: q almost parallel to z, "
+                      "2: almost opposite, 3 and 4: lengths 1000:1 and 1:1000, 5: both short.",
                 torch=torch.__version__, z=array(z), q=array(q), g=array(g), estimators=cases)
 
 
@@ -271,7 +255,7 @@ def conv2d(x, w, stride, pad, dilation, groups):
 
 
 def conv2d_transpose(x, w, stride, pad, dilation, groups, size):
-    """x (N,HO,WO,O), w (KH,KW,C/groups,O): cut from the whole transposed convolution, which PyTorch knows without padding."""
+    """x (N,HO,WO,O), w (KH,KW,C/groups,O): cut from the whole transposed convolution, as PyTorch has it unpadded."""
     whole = F.conv_transpose2d(to_nchw(x), w.permute(3, 2, 0, 1), None, stride, 0, 0, groups, dilation)
     height, width = size
     whole = F.pad(whole, (0, max(0, pad[1] + width - whole.shape[3]), 0, max(0, pad[0] + height - whole.shape[2])))
@@ -320,7 +304,8 @@ def op_cases():
         yield ("group_norm", f"{groups} groups", dict(groups=groups, eps=1e-5),
                dict(x=g(2, 3, 2, 6), gamma=g(6), beta=g(6)), {}, group_norm)
     flat = g(2, 2, 2, 4) * 2.0**-4 + 0.5
-    yield ("group_norm", "variance near eps", dict(groups=2, eps=1e-2), dict(x=flat, gamma=g(4), beta=g(4)), {}, group_norm)
+    yield ("group_norm", "variance near eps", dict(groups=2, eps=1e-2), dict(x=flat, gamma=g(4), beta=g(4)), {},
+           group_norm)
     yield ("layer_norm", "rows", dict(eps=1e-5), dict(x=g(3, 2, 7), gamma=g(7), beta=g(7)), {},
            lambda x, gamma, beta, eps: F.layer_norm(x, x.shape[-1:], gamma, beta, eps))
     yield ("rms_norm", "rows", dict(eps=1e-3), dict(x=g(4, 5), gamma=g(5)), {},
@@ -407,7 +392,7 @@ def main():
     parser.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "../tests/goldens"))
     parser.add_argument("--only", choices=["vqvae_ten_steps", "estimators", "ops"])
     parser.add_argument("--seeds", type=int, metavar="N",
-                        help="write nothing: try the ten steps with seeds 1..N, to choose one that noise does not disturb")
+                        help="write nothing: try the ten steps with seeds 1..N, to choose one that noise leaves alone")
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """The VQ-VAE of models/vqvae.h in PyTorch, written against the paper (1711.00937) and not against our code.
 
-Shared by make_goldens.py (correctness), bench_peers.py (speed) and quality_vs_torch.py (reconstruction). Parameters have
-the names that models/ gives them, so that both sides can be filled from one formula. Images are (N,C,H,W) here.
+Shared by make_goldens.py (correctness), bench_peers.py (speed) and quality_vs_torch.py (reconstruction). Parameters
+have the names that models/ gives them, so that both sides can be filled from one formula. Images are (N,C,H,W) here.
 """
 import torch
 from torch import nn
