@@ -19,6 +19,9 @@ import sys
 import tempfile
 import time
 
+# The peers' codebook: trained by loss, as in vanilla VQ-VAE.
+CODEBOOK = ["--codebook", "loss", "--init", "uniform", "--revive", "0"]
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184",
                "MALLOC_TOP_PAD_": "268435456"}
@@ -128,7 +131,7 @@ def command_of(contender, preset, estimator, threads, args):
     extra = {"OMP_NUM_THREADS": str(threads)}
     counts = ["--threads", str(threads), "--repeats", str(args.repeats), "--warm", str(args.warm)]
     if contender == "stopgrad":
-        return [args.program, "bench", "--json", "--preset", preset, "--estimator", estimator, *counts], extra
+        return [args.program, "bench", "--json", "--preset", preset, "--estimator", estimator, *CODEBOOK, *counts], extra
     if contender == "tuned":
         extra.update(KEEP_MEMORY)
     return [sys.executable, os.path.abspath(__file__), "--worker", contender, "--presets", preset, "--estimators",

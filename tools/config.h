@@ -11,6 +11,7 @@
 
 namespace sg::tools {
 
+// The defaults of the quantizer are those that keep all codes in use from the first step on (docs/getting_started.md).
 struct TrainConfig {
   std::string model = "vqvae";
   std::string preset = "fashion";
@@ -20,8 +21,8 @@ struct TrainConfig {
 
   std::int64_t hidden = 128, residual_hidden = 32, residual_blocks = 2;
   std::int64_t codes = 512, code_dim = 64;
-  std::string estimator = "ste", metric = "euclidean", codebook = "loss", init = "uniform";
-  double normal_deviation = 1.0, ema_decay = 0.99, beta = 1.0, gamma = 0.25, revive = 0.0;
+  std::string estimator = "ste", metric = "euclidean", codebook = "ema", init = "kmeans";
+  double normal_deviation = 1.0, ema_decay = 0.99, beta = 1.0, gamma = 0.25, revive = 1.0;
   std::int64_t window = 100;
 
   std::string optimizer = "adam", schedule = "constant";

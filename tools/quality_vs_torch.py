@@ -84,7 +84,8 @@ def train_stopgrad(args, seed):
     with tempfile.TemporaryDirectory() as folder:
         run = os.path.join(folder, "run")
         options = ["--threads", str(args.threads)] if args.threads else []
-        train = ["train", "vqvae", "--data", "fashion-mnist", "--data-dir", args.data_dir, "--steps", str(args.steps),
+        train = ["train", "vqvae", "--data", "fashion-mnist", "--data-dir", args.data_dir, "--codebook", "loss", "--init", "uniform", "--revive", "0",
+                 "--steps", str(args.steps),
                  "--estimator", args.estimator, "--seed", str(seed), "--batch", "128", "--lr", "3e-4", "--out", run]
         for command in (train, ["evaluate", run, "--json"]):
             done = subprocess.run([args.program, *command, *options], capture_output=True, text=True, check=False)

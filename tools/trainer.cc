@@ -130,8 +130,8 @@ void Trainer::print_first_step(const Metrics& m) const {
       100 * reconstruction / (reconstruction + commitment), 100 * commitment / (reconstruction + commitment));
   if (config_.estimator != "ste" && ratio < 0.1)
     fmt::print(
-        "  note: the codes are much shorter than the encoder's outputs, and {} scales the gradient by |q|/|z|: --init "
-        "kmeans avoids it\n",
+        "  note: the codes are much shorter than the encoder's outputs, and {} scales the gradient by |q|/|z|; --init "
+        "kmeans starts them at the outputs' own length\n",
         config_.estimator);
   fmt::print("  first training step done {:.2f} s after the program was started\n", seconds_since_start());
   std::fflush(stdout);

@@ -66,9 +66,9 @@ void add_train(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  stopgrad train vqvae                                          Fashion-MNIST, 2000 steps\n"
-      "  stopgrad train vqvae --estimator rotation --init kmeans --codes 1024 --out runs/rotation\n"
+      "  stopgrad train vqvae --estimator rotation --codes 1024 --out runs/rotation\n"
       "  stopgrad train vqvae --data ~/pictures --image-size 64 --epochs 20\n"
-      "  stopgrad train vqvae --data synthetic --steps 300 --codebook ema --revive 0.01\n"
+      "  stopgrad train vqvae --data synthetic --steps 300 --codebook loss\n"
       "  stopgrad train --resume runs/rotation --steps 5000\n"
       "  stopgrad train --config runs/rotation/config.toml --seed 2");
   command->callback([a] { train(a->resume.empty() ? new_run(*a) : resumed_run(*a)); });
