@@ -2,16 +2,15 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 #include <vector>
 
+#include "core/program.h"
 #include "models/init.h"
+#include "ops/index.h"
 
 namespace sg {
 namespace {
-
-// Centres are kept as blocks of 16, transposed within a block, so that one row meets 16 centres in straight-line code:
-// block[b][d][lane] is coordinate d of centre 16 b + lane. Lanes past the last centre are never chosen.
-constexpr std::int64_t kLanes = 16;
 
 struct Rows {
   const float* data;
@@ -26,35 +25,6 @@ double squared_distance(const float* a, const float* b, std::int64_t dim) {
     total += e * e;
   }
   return total;
-}
-
-void pack(const float* centres, std::int64_t codes, std::int64_t dim, std::vector<float>& packed) {
-  const std::int64_t blocks = (codes + kLanes - 1) / kLanes;
-  packed.assign(static_cast<std::size_t>(blocks * dim * kLanes), 0.0f);
-  for (std::int64_t k = 0; k < codes; ++k)
-    for (std::int64_t d = 0; d < dim; ++d)
-      packed[static_cast<std::size_t>((k / kLanes * dim + d) * kLanes + k % kLanes)] = centres[k * dim + d];
-}
-
-std::int32_t nearest(const float* row, const std::vector<float>& packed, std::int64_t codes, std::int64_t dim) {
-  float best = std::numeric_limits<float>::infinity();
-  std::int32_t index = 0;
-  for (std::int64_t first = 0; first < codes; first += kLanes) {
-    const float* block = packed.data() + first * dim;
-    float distance[kLanes] = {};
-    for (std::int64_t d = 0; d < dim; ++d)
-      for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-        const float e = row[d] - block[d * kLanes + lane];
-        distance[lane] += e * e;
-      }
-    const std::int64_t lanes = std::min(kLanes, codes - first);
-    for (std::int64_t lane = 0; lane < lanes; ++lane)
-      if (distance[lane] < best) {
-        best = distance[lane];
-        index = static_cast<std::int32_t>(first + lane);
-      }
-  }
-  return index;
 }
 
 // k-means++: each further centre is a row drawn with probability proportional to its squared distance to the nearest so
@@ -88,7 +58,7 @@ void choose_start(const Rows& rows, std::int64_t codes, std::uint32_t seed, floa
 
 }  // namespace
 
-KMeansResult kmeans(const Tensor& tensor, std::int64_t codes, KMeansOptions options) {
+KMeansResult kmeans(const Tensor& tensor, std::int64_t codes, Backend& backend, KMeansOptions options) {
   if (tensor.shape().rank() != 2 || tensor.shape()[0] < 1 || tensor.shape()[1] < 1)
     fail(ErrorKind::shape, "kmeans: rows are (N,D) with at least one element, not {}", to_string(tensor.type()));
   if (codes < 1 || options.iterations < 0)
@@ -102,19 +72,22 @@ KMeansResult kmeans(const Tensor& tensor, std::int64_t codes, KMeansOptions opti
   std::int32_t* counts = result.counts.span<std::int32_t>().data();
   choose_start(rows, codes, options.seed, centres);
 
-  std::vector<float> packed;
+  Tape tape;
+  const Value input = tape.input("centres", result.centres.type());
+  const Value nearest = nearest_code(tape.constant(tensor), input);
+  Program search = compile(tape, {nearest}, backend);
+  Tensor found(nearest.type());
   std::vector<std::int32_t> cluster(static_cast<std::size_t>(rows.count), -1);
   std::vector<double> sums(static_cast<std::size_t>(codes * rows.dim));
   const auto assign_rows = [&] {
-    pack(centres, codes, rows.dim, packed);
+    search.feed(input, result.centres);
+    search.run();
+    search.fetch_into(nearest, found);
+    const std::span<const std::int32_t> now = std::as_const(found).span<std::int32_t>();
+    const bool changed = !std::equal(now.begin(), now.end(), cluster.begin());
+    std::copy(now.begin(), now.end(), cluster.begin());
     std::fill_n(counts, codes, 0);
-    bool changed = false;
-    for (std::int64_t i = 0; i < rows.count; ++i) {
-      const std::int32_t k = nearest(rows.row(i), packed, codes, rows.dim);
-      changed |= cluster[static_cast<std::size_t>(i)] != k;
-      cluster[static_cast<std::size_t>(i)] = k;
-      ++counts[k];
-    }
+    for (const std::int32_t k : cluster) ++counts[k];
     return changed;
   };
   bool changed = assign_rows();

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "core/backend.h"
 #include "core/tensor.h"
 
 namespace sg {
@@ -19,7 +20,7 @@ struct KMeansResult {
 };
 
 // rows: f32 (N, D), N >= 1. A cluster that loses all its rows keeps its centre. With fewer distinct rows than codes,
-// the further centres repeat rows. Deterministic. Error{shape|dtype|usage}.
-KMeansResult kmeans(const Tensor& rows, std::int64_t codes, KMeansOptions options = {});
+// the further centres repeat rows. Deterministic. Rows find their centres by nearest_code on the backend. Error{shape|dtype|usage}.
+KMeansResult kmeans(const Tensor& rows, std::int64_t codes, Backend& backend, KMeansOptions options = {});
 
 }  // namespace sg

@@ -160,12 +160,12 @@ Value VectorQuantizer::update(const Quantized& quantized, Value trained, Value r
   return codes;
 }
 
-void VectorQuantizer::initialize(const Tensor& rows, int iterations) {
+void VectorQuantizer::initialize(const Tensor& rows, Backend& backend, int iterations) {
   if (rows.shape().rank() != 2 || rows.shape()[1] != config_.dim)
     fail(ErrorKind::shape, "VectorQuantizer '{}': initialize got {}, expected rows of {}", path(),
          to_string(rows.type()), config_.dim);
   if (config_.metric == Metric::euclidean) {
-    set_codebook(kmeans(rows, config_.codes, {.iterations = iterations, .seed = seed()}).centres);
+    set_codebook(kmeans(rows, config_.codes, backend, {.iterations = iterations, .seed = seed()}).centres);
     return;
   }
   Tensor unit = rows;
@@ -177,7 +177,7 @@ void VectorQuantizer::initialize(const Tensor& rows, int iterations) {
     for (std::size_t d = 0; d < dim; ++d)
       x[i + d] = static_cast<float>(static_cast<double>(x[i + d]) / std::sqrt(squared));
   }
-  set_codebook(kmeans(unit, config_.codes, {.iterations = iterations, .seed = seed()}).centres);
+  set_codebook(kmeans(unit, config_.codes, backend, {.iterations = iterations, .seed = seed()}).centres);
 }
 
 void VectorQuantizer::set_codebook(const Tensor& codes) {

@@ -8,6 +8,7 @@
 #pragma once
 #include <string_view>
 
+#include "core/backend.h"
 #include "models/module.h"
 #include "ops/estimators.h"
 #include "ops/index.h"
@@ -66,7 +67,7 @@ class VectorQuantizer : public Module {
 
   // Sets the codebook from rows (N,D) of encoder output by k-means, EMA state along with it. For init = kmeans, before
   // the first step. Error{shape} where D differs. Host side; nothing is recorded.
-  void initialize(const Tensor& rows, int iterations = 10);
+  void initialize(const Tensor& rows, Backend& backend, int iterations = 10);
   // Sets the codebook (K,D) and restarts its averages there.
   void set_codebook(const Tensor& codes);
 

@@ -172,7 +172,7 @@ void initialize_codebook(VqVae& model, const Tensor& images, Backend& backend) {
   Program program = compile(tape, {encoding.rows}, backend);
   program.feed(encoding.images, images);
   program.run();
-  model.quantizer().initialize(program.fetch(encoding.rows));
+  model.quantizer().initialize(program.fetch(encoding.rows), backend);
 }
 
 }  // namespace sg

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "backends/backends.h"
 #include "core/autodiff.h"
 #include "models/init.h"
 #include "models/kmeans.h"
@@ -217,7 +218,7 @@ TEST(KMeans, FindsSeparatedClusters) {
   std::vector<float> points;
   for (int i = 0; i < 300; ++i)
     for (const double c : centres[i % 3]) points.push_back(static_cast<float>(c + 0.1 * random.normal()));
-  const KMeansResult r = kmeans(floats({300, 2}, points), 3, {.iterations = 20, .seed = 5});
+  const KMeansResult r = kmeans(floats({300, 2}, points), 3, backend("cpu"), {.iterations = 20, .seed = 5});
   for (const auto& c : centres) {
     double least = 1e9;
     for (std::int64_t k = 0; k < 3; ++k)
@@ -232,28 +233,28 @@ TEST(KMeans, NeverRaisesTheErrorAndIsDeterministic) {
   const Tensor rows = normal_init({500, 5}, 0, 1, 3, "rows");
   double last = 1e9;
   for (const int iterations : {0, 1, 2, 5, 20}) {
-    const KMeansResult r = kmeans(rows, 37, {.iterations = iterations, .seed = 8});
+    const KMeansResult r = kmeans(rows, 37, backend("cpu"), {.iterations = iterations, .seed = 8});
     EXPECT_LE(r.error, last * (1 + 1e-6)) << iterations;
     last = r.error;
-    expect_same_bits(r.centres, kmeans(rows, 37, {.iterations = iterations, .seed = 8}).centres);
+    expect_same_bits(r.centres, kmeans(rows, 37, backend("cpu"), {.iterations = iterations, .seed = 8}).centres);
   }
-  EXPECT_LT(last, kmeans(rows, 37, {.iterations = 0, .seed = 8}).error * 0.9);
+  EXPECT_LT(last, kmeans(rows, 37, backend("cpu"), {.iterations = 0, .seed = 8}).error * 0.9);
 }
 
 TEST(KMeans, WithFewerRowsThanCodesEveryRowIsACentre) {
-  const KMeansResult r = kmeans(floats({2, 1}, {1, 5}), 4, {.iterations = 5});
+  const KMeansResult r = kmeans(floats({2, 1}, {1, 5}), 4, backend("cpu"), {.iterations = 5});
   EXPECT_EQ(r.error, 0);
   double rows = 0;
   for (const double c : numbers(r.counts)) rows += c;
   EXPECT_EQ(rows, 2);
   for (const double c : numbers(r.centres)) EXPECT_TRUE(c == 1 || c == 5) << c;
-  expect_error(ErrorKind::shape, {"f32[4]"}, [] { kmeans(floats({4}, {1, 2, 3, 4}), 2); });
-  expect_error(ErrorKind::usage, {"0 codes"}, [] { kmeans(floats({4, 1}, {1, 2, 3, 4}), 0); });
+  expect_error(ErrorKind::shape, {"f32[4]"}, [] { kmeans(floats({4}, {1, 2, 3, 4}), 2, backend("cpu")); });
+  expect_error(ErrorKind::usage, {"0 codes"}, [] { kmeans(floats({4, 1}, {1, 2, 3, 4}), 0, backend("cpu")); });
 }
 
 TEST(Quantizer, InitializeTakesTheCodesFromTheRowsGiven) {
   Fixture f(small(CodebookUpdate::ema));
-  f.quantizer.initialize(floats({6, 2}, {1, 1, 1, 1, -5, 0, -5, 0, 0, 9, 0, 9}));
+  f.quantizer.initialize(floats({6, 2}, {1, 1, 1, 1, -5, 0, -5, 0, 0, 9, 0, 9}), backend("cpu"));
   std::vector<double> code = numbers(f.quantizer.codebook().value()), sum = numbers(f.root.find("vq.sum").value());
   EXPECT_EQ(code, sum);
   double total = 0;
