@@ -9,7 +9,8 @@
 namespace sg {
 namespace {
 
-template <class T> const T& get(const AttrValue* value, std::string_view key) {
+template <class T>
+const T& get(const AttrValue* value, std::string_view key) {
   SG_CHECK(value != nullptr, "attribute '{}' is missing", key);
   const T* typed = std::get_if<T>(value);
   SG_CHECK(typed != nullptr, "attribute '{}' has another type", key);

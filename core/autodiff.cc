@@ -11,7 +11,8 @@ bool carries_gradient(const Tape& tape, const Instr& instr, std::int32_t output)
 }
 
 // Data per value of a stretch of the tape: all values made since `base`, and a few older ones (the stretch's inputs).
-template <class T> class ValueMap {
+template <class T>
+class ValueMap {
  public:
   ValueMap(std::int32_t base, std::int32_t end, std::span<const Value> older)
       : base_(base), dense_(static_cast<std::size_t>(end - base)) {
@@ -19,7 +20,9 @@ template <class T> class ValueMap {
       if (v && v.id < base) older_.emplace_back(v.id, T{});
   }
   T* find(std::int32_t id) {
-    if (id >= base_) return static_cast<std::size_t>(id - base_) < dense_.size() ? &dense_[static_cast<std::size_t>(id - base_)] : nullptr;
+    if (id >= base_)
+      return static_cast<std::size_t>(id - base_) < dense_.size() ? &dense_[static_cast<std::size_t>(id - base_)]
+                                                                  : nullptr;
     for (auto& [key, value] : older_)
       if (key == id) return &value;
     return nullptr;
@@ -27,7 +30,7 @@ template <class T> class ValueMap {
 
  private:
   std::int32_t base_;
-  std::deque<T> dense_;   // deque, not vector: T may be bool
+  std::deque<T> dense_;  // deque, not vector: T may be bool
   std::vector<std::pair<std::int32_t, T>> older_;
 };
 
@@ -39,8 +42,8 @@ struct OriginGuard {
 };
 
 // Reverse pass over instructions [first, last). Returns a cotangent per wrt, null where none arrives.
-std::vector<Value> backpropagate(Tape& tape, std::int32_t first, std::span<const Value> outputs, std::span<const Value> cotangents,
-                                 std::span<const Value> wrt, Loc loc) {
+std::vector<Value> backpropagate(Tape& tape, std::int32_t first, std::span<const Value> outputs,
+                                 std::span<const Value> cotangents, std::span<const Value> wrt, Loc loc) {
   const auto last = static_cast<std::int32_t>(tape.instrs().size());
   const std::int32_t end = tape.value_count();
   std::int32_t base = end;
@@ -66,15 +69,17 @@ std::vector<Value> backpropagate(Tape& tape, std::int32_t first, std::span<const
   auto accumulate = [&](std::int32_t id, Value g) {
     Value* slot = grads.find(id);
     if (slot == nullptr) return;
-    SG_CHECK(g.type() == tape.type(id), "cotangent of %{} is {}, the value is {}", id, to_string(g.type()), to_string(tape.type(id)));
+    SG_CHECK(g.type() == tape.type(id), "cotangent of %{} is {}, the value is {}", id, to_string(g.type()),
+             to_string(tape.type(id)));
     *slot = *slot ? add_cotangents(*slot, g, loc) : g;
   };
   for (std::size_t k = 0; k < outputs.size(); ++k)
-    if (const bool* d = depends.find(outputs[k].id); cotangents[k] && d != nullptr && *d) accumulate(outputs[k].id, cotangents[k]);
+    if (const bool* d = depends.find(outputs[k].id); cotangents[k] && d != nullptr && *d)
+      accumulate(outputs[k].id, cotangents[k]);
 
   OriginGuard guard(tape);
   for (std::int32_t i = last - 1; i >= first; --i) {
-    const Instr instr = tape.instrs()[static_cast<std::size_t>(i)];   // a copy: rules append to the list
+    const Instr instr = tape.instrs()[static_cast<std::size_t>(i)];  // a copy: rules append to the list
     const OpDef& def = op_def(instr.op);
     if (def.grad != GradKind::smooth) continue;
     std::vector<Value> inputs, outs, cts;
@@ -113,7 +118,8 @@ std::vector<Value> backpropagate(Tape& tape, std::int32_t first, std::span<const
         for (std::size_t j = 0; j < k; ++j)
           if (inputs[j] == inputs[k]) result[k] = {};
     }
-    SG_CHECK(result.size() == inputs.size(), "the VJP of '{}' gave {} cotangents for {} inputs", def.name, result.size(), inputs.size());
+    SG_CHECK(result.size() == inputs.size(), "the VJP of '{}' gave {} cotangents for {} inputs", def.name,
+             result.size(), inputs.size());
     for (std::size_t k = 0; k < inputs.size(); ++k) {
       if (!need[k] || !result[k]) continue;
       Value g = result[k];
@@ -140,11 +146,13 @@ std::string state_of(const Tape& tape, const std::vector<std::int32_t>& cuts) {
   std::string text = fmt::format("gradients: no path from loss %{} to {}\n", output.id, tape.name_of(wrt.id));
   if (flow.state == GradientFlow::State::blocked) {
     const std::size_t n = flow.cuts.size();
-    text += fmt::format("  the loss depends on it only through {} that {} no gradient:\n", n == 1 ? "an instruction" : fmt::format("{} instructions", n),
-                        n == 1 ? "passes" : "pass");
+    text += fmt::format("  the loss depends on it only through {} that {} no gradient:\n",
+                        n == 1 ? "an instruction" : fmt::format("{} instructions", n), n == 1 ? "passes" : "pass");
     text += state_of(tape, flow.cuts);
-    text += "  if that is intended, leave it out of wrt or ask for IfUnreachable::zero; if not, the loss was probably computed on\n"
-            "  the straight-through output, or on a stopped copy, instead of on the value itself\n";
+    text +=
+        "  if that is intended, leave it out of wrt or ask for IfUnreachable::zero; if not, the loss was probably "
+        "computed on\n"
+        "  the straight-through output, or on a stopped copy, instead of on the value itself\n";
   } else {
     text += "  the loss does not depend on it at all: it is not used on the way to the loss\n";
   }
@@ -157,16 +165,25 @@ std::string state_of(const Tape& tape, const std::vector<std::int32_t>& cuts) {
 std::vector<Value> vjp(std::span<const Value> outputs, std::span<const Value> cotangents, std::span<const Value> wrt,
                        IfUnreachable policy, Loc loc) {
   if (outputs.empty() || outputs.size() != cotangents.size())
-    throw Error(ErrorKind::usage, fmt::format("vjp: {} outputs and {} cotangents given\n  at {}", outputs.size(), cotangents.size(), to_string(loc)), loc);
+    throw Error(ErrorKind::usage,
+                fmt::format("vjp: {} outputs and {} cotangents given\n  at {}", outputs.size(), cotangents.size(),
+                            to_string(loc)),
+                loc);
   SG_CHECK(outputs[0].tape != nullptr, "null Value as output of vjp");
   Tape& tape = *outputs[0].tape;
   for (const Value& w : wrt)
     if (w.tape != &tape)
-      throw Error(ErrorKind::usage, fmt::format("gradients: a value of wrt is null or on another tape than the loss\n  at {}", to_string(loc)), loc);
+      throw Error(
+          ErrorKind::usage,
+          fmt::format("gradients: a value of wrt is null or on another tape than the loss\n  at {}", to_string(loc)),
+          loc);
   for (std::size_t i = 0; i < outputs.size(); ++i)
     if (cotangents[i] && cotangents[i].type() != outputs[i].type())
-      throw Error(ErrorKind::shape, fmt::format("vjp: the cotangent is {}, the output is {}\n  output {}\n  at {}", to_string(cotangents[i].type()),
-                                                to_string(outputs[i].type()), tape.describe(outputs[i].id), to_string(loc)), loc);
+      throw Error(ErrorKind::shape,
+                  fmt::format("vjp: the cotangent is {}, the output is {}\n  output {}\n  at {}",
+                              to_string(cotangents[i].type()), to_string(outputs[i].type()),
+                              tape.describe(outputs[i].id), to_string(loc)),
+                  loc);
   std::vector<Value> unique;
   for (const Value& w : wrt)
     if (std::find(unique.begin(), unique.end(), w) == unique.end()) unique.push_back(w);
@@ -184,10 +201,12 @@ std::vector<Value> vjp(std::span<const Value> outputs, std::span<const Value> co
 std::vector<Value> gradients(Value loss, std::span<const Value> wrt, IfUnreachable policy, Loc loc) {
   SG_CHECK(loss.tape != nullptr, "null Value as loss");
   if (!is_real(loss.dtype()) || loss.shape().elements() != 1)
-    throw Error(is_real(loss.dtype()) ? ErrorKind::shape : ErrorKind::dtype,
-                fmt::format("gradients: the loss must be one real number, it is {}\n  loss {}\n  take its sum or mean first\n  at {}",
-                            to_string(loss.type()), loss.tape->describe(loss.id), to_string(loc)),
-                loc);
+    throw Error(
+        is_real(loss.dtype()) ? ErrorKind::shape : ErrorKind::dtype,
+        fmt::format(
+            "gradients: the loss must be one real number, it is {}\n  loss {}\n  take its sum or mean first\n  at {}",
+            to_string(loss.type()), loss.tape->describe(loss.id), to_string(loc)),
+        loc);
   const Value one = loss.tape->constant(1, loss.type(), loc);
   return vjp(std::span(&loss, 1), std::span(&one, 1), wrt, policy, loc);
 }
@@ -204,24 +223,31 @@ GradientFlow gradient_flow(Value loss, Value wrt) {
   SG_CHECK(loss.tape != nullptr && loss.tape == wrt.tape, "loss and wrt are on one tape");
   const Tape& tape = *loss.tape;
   const auto n = static_cast<std::size_t>(tape.value_count());
-  std::vector<char> smooth(n, 0), used(n, 0);       // reached from wrt by gradients; used on the way to the loss, by any op
+  std::vector<char> smooth(n, 0), used(n, 0);  // reached from wrt by gradients; used on the way to the loss, by any op
   smooth[static_cast<std::size_t>(wrt.id)] = is_real(wrt.dtype());
   used[static_cast<std::size_t>(loss.id)] = 1;
   const auto instrs = tape.instrs();
   for (std::size_t i = instrs.size(); i-- > 0;)
-    if (std::any_of(instrs[i].outputs.begin(), instrs[i].outputs.end(), [&](std::int32_t v) { return used[static_cast<std::size_t>(v)]; }))
+    if (std::any_of(instrs[i].outputs.begin(), instrs[i].outputs.end(),
+                    [&](std::int32_t v) { return used[static_cast<std::size_t>(v)]; }))
       for (std::int32_t v : instrs[i].inputs) used[static_cast<std::size_t>(v)] = 1;
   GradientFlow flow;
   for (std::size_t i = 0; i < instrs.size(); ++i) {
     const Instr& instr = instrs[i];
-    if (std::none_of(instr.inputs.begin(), instr.inputs.end(), [&](std::int32_t v) { return smooth[static_cast<std::size_t>(v)]; })) continue;
+    if (std::none_of(instr.inputs.begin(), instr.inputs.end(),
+                     [&](std::int32_t v) { return smooth[static_cast<std::size_t>(v)]; }))
+      continue;
     for (std::int32_t v : instr.outputs) {
-      if (carries_gradient(tape, instr, v)) smooth[static_cast<std::size_t>(v)] = 1;
-      else if (used[static_cast<std::size_t>(v)]) flow.cuts.push_back(static_cast<std::int32_t>(i));
+      if (carries_gradient(tape, instr, v))
+        smooth[static_cast<std::size_t>(v)] = 1;
+      else if (used[static_cast<std::size_t>(v)])
+        flow.cuts.push_back(static_cast<std::int32_t>(i));
     }
   }
-  if (smooth[static_cast<std::size_t>(loss.id)]) flow.state = GradientFlow::State::live;
-  else if (!flow.cuts.empty()) flow.state = GradientFlow::State::blocked;
+  if (smooth[static_cast<std::size_t>(loss.id)])
+    flow.state = GradientFlow::State::live;
+  else if (!flow.cuts.empty())
+    flow.state = GradientFlow::State::blocked;
   return flow;
 }
 
@@ -230,9 +256,12 @@ std::string explain_gradient(Value loss, Value wrt) {
   const Tape& tape = *loss.tape;
   std::string text = fmt::format("gradient of %{} with respect to {}: ", loss.id, tape.name_of(wrt.id));
   switch (flow.state) {
-    case GradientFlow::State::unconnected: return text + "unconnected: the loss does not depend on it\n";
-    case GradientFlow::State::blocked: return text + "blocked: every path is cut by\n" + state_of(tape, flow.cuts);
-    case GradientFlow::State::live: break;
+    case GradientFlow::State::unconnected:
+      return text + "unconnected: the loss does not depend on it\n";
+    case GradientFlow::State::blocked:
+      return text + "blocked: every path is cut by\n" + state_of(tape, flow.cuts);
+    case GradientFlow::State::live:
+      break;
   }
   // One live path, from wrt forward: for each value the instruction by which a gradient first reaches it.
   std::vector<std::int32_t> via(static_cast<std::size_t>(tape.value_count()), -1);

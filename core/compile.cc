@@ -19,7 +19,8 @@ Rewritten copy_of(const Tape& tape) {
 
 class Passes {
  public:
-  Passes(const Tape& tape, std::span<const std::int32_t> fetches) : current_(copy_of(tape)), fetches_(fetches.begin(), fetches.end()) {}
+  Passes(const Tape& tape, std::span<const std::int32_t> fetches)
+      : current_(copy_of(tape)), fetches_(fetches.begin(), fetches.end()) {}
 
   void apply(Rewritten next) {
     if (next.tape == nullptr) return;
@@ -48,7 +49,9 @@ class Lowering final : public LowerCtx {
   const Tape& tape() const override { return *p_.tape; }
   const Instr& instr() const override { return p_.tape->instrs()[ix(index_)]; }
   void* data(std::int32_t value) override { return p_.data(value); }
-  Variable* variable(std::int32_t value) override { return p_.tape->variable_of(p_.tape->instrs()[ix(p_.tape->producer(value))]); }
+  Variable* variable(std::int32_t value) override {
+    return p_.tape->variable_of(p_.tape->instrs()[ix(p_.tape->producer(value))]);
+  }
   void scratch(std::size_t bytes, void** where) override {
     p_.scratch_bytes = std::max(p_.scratch_bytes, bytes);
     p_.scratch_users.push_back(where);
@@ -124,8 +127,10 @@ void assign_storage(Program::Impl& p, bool reuse_in_place, bool keep_all) {
         if (p.storage_of[ix(v)] >= 0) continue;
       }
       Storage s;
-      s.kind = role == Role::input ? StorageKind::feed : role == Role::constant ? StorageKind::constant
-               : role == Role::read ? StorageKind::variable : StorageKind::arena;
+      s.kind = role == Role::input      ? StorageKind::feed
+               : role == Role::constant ? StorageKind::constant
+               : role == Role::read     ? StorageKind::variable
+                                        : StorageKind::arena;
       s.bytes = bytes;
       s.first = i;
       s.last = std::max(last[ix(root[ix(v)])], i);
@@ -156,7 +161,8 @@ void place_storage(Program::Impl& p, bool plan) {
   std::size_t total = layout.total;
   if (!plan) {
     total = 0;
-    for (const Lifetime& l : lives) total += (l.bytes + kAlignment - 1) / kAlignment * kAlignment + kAlignment + 2 * guard;
+    for (const Lifetime& l : lives)
+      total += (l.bytes + kAlignment - 1) / kAlignment * kAlignment + kAlignment + 2 * guard;
   }
   p.arena = BackendBuffer(b, std::max<std::size_t>(total, kAlignment));
   p.stats.arena_bytes = total;
@@ -171,7 +177,8 @@ void place_storage(Program::Impl& p, bool plan) {
     s.data = base + offset + guard;
     if (guard > 0) {
       const std::int32_t value = static_cast<std::int32_t>(
-          std::find(p.storage_of.begin(), p.storage_of.end(), static_cast<std::int32_t>(who[k])) - p.storage_of.begin());
+          std::find(p.storage_of.begin(), p.storage_of.end(), static_cast<std::int32_t>(who[k])) -
+          p.storage_of.begin());
       p.guards.push_back({static_cast<std::byte*>(s.data), s.bytes, value});
       std::memset(base + offset, static_cast<int>(kGuardPattern), kGuardBytes);
       std::memset(static_cast<std::byte*>(s.data) + s.bytes, static_cast<int>(kGuardPattern), kGuardBytes);
@@ -195,13 +202,16 @@ void place_storage(Program::Impl& p, bool plan) {
       p.uploads.push_back({p.tape->variable_of(instr), s.data});
     } else {
       p.stats.persistent_bytes += s.bytes;
-      if (instr.attrs.has("tensor")) b.upload(s.data, p.tape->constant_tensor(instr.attrs.i("tensor")).data(), type);
-      else b.upload(s.data, Tensor::full(type, instr.attrs.d("value")).data(), type);
+      if (instr.attrs.has("tensor"))
+        b.upload(s.data, p.tape->constant_tensor(instr.attrs.i("tensor")).data(), type);
+      else
+        b.upload(s.data, Tensor::full(type, instr.attrs.d("value")).data(), type);
     }
   }
 }
 
-// Commits are made one after the other: a value that lives in a variable's own buffer, or a fetch of one, is copied first.
+// Commits are made one after the other: a value that lives in a variable's own buffer, or a fetch of one, is copied
+// first.
 void plan_commits(Program::Impl& p) {
   for (const Instr& instr : p.tape->instrs())
     if (op_def(instr.op).role == Role::assign) p.commits.push_back({p.tape->variable_of(instr), instr.inputs[0]});
@@ -252,13 +262,14 @@ std::unique_ptr<Program::Impl> build_program(const Tape& tape, std::span<const s
   passes.apply(forward_aliases(passes.tape()));
   if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
   passes.apply(decompose_unsupported(
-      passes.tape(), [&](const Tape& t, const Instr& i) { return backend.supports(t, i); }, backend.name(), options.strict,
-      &p->stats.decomposed));
+      passes.tape(), [&](const Tape& t, const Instr& i) { return backend.supports(t, i); }, backend.name(),
+      options.strict, &p->stats.decomposed));
   if (options.optimize) passes.apply(simplify(passes.tape()));
   if (options.fuse) {
     passes.apply(backend.fuse(passes.tape(), passes.keep()));
     if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
-    passes.apply(fuse_rows(passes.tape(), passes.keep(), [&](const Tape& t, const Instr& i) { return backend.row_op(t, i); }));
+    passes.apply(
+        fuse_rows(passes.tape(), passes.keep(), [&](const Tape& t, const Instr& i) { return backend.row_op(t, i); }));
   }
   if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
   p->fetches = passes.keep();

@@ -10,7 +10,7 @@
 namespace sg {
 namespace {
 
-class Draws {   // numbers in [-1, 1], none near zero
+class Draws {  // numbers in [-1, 1], none near zero
  public:
   explicit Draws(std::uint32_t seed) : seed_(seed) {}
   Tensor tensor(const Shape& shape) {
@@ -43,8 +43,8 @@ bool is_frozen(const Tape& tape, const Instr& instr) {
 struct Recorded {
   Tape tape;
   std::vector<Value> inputs;
-  Value scalar1, scalar2;                 // <u, f(x)> and <w, grad>
-  std::vector<Value> grads1, grads2;      // per checked input
+  Value scalar1, scalar2;             // <u, f(x)> and <w, grad>
+  std::vector<Value> grads1, grads2;  // per checked input
   std::vector<Tensor> at;
   std::vector<std::size_t> checked;
 
@@ -93,8 +93,10 @@ Rewritten freeze(const Recorded& r, Backend& backend) {
 
 }  // namespace
 
-GradcheckResult gradcheck(const GraphFn& f, std::span<const Tensor> inputs, Backend& reference, GradcheckOptions options) {
-  if (options.order < 1 || options.order > 2) fail(ErrorKind::usage, "gradcheck: order {} given; 1 or 2 is supported", options.order);
+GradcheckResult gradcheck(const GraphFn& f, std::span<const Tensor> inputs, Backend& reference,
+                          GradcheckOptions options) {
+  if (options.order < 1 || options.order > 2)
+    fail(ErrorKind::usage, "gradcheck: order {} given; 1 or 2 is supported", options.order);
   Recorded r;
   Draws draws(options.seed);
   for (std::size_t i = 0; i < inputs.size(); ++i) {
@@ -102,7 +104,8 @@ GradcheckResult gradcheck(const GraphFn& f, std::span<const Tensor> inputs, Back
     const bool wanted = options.wrt.empty() || (i < options.wrt.size() && options.wrt[i]);
     if (wanted && is_real(inputs[i].dtype())) r.checked.push_back(i);
   }
-  if (r.checked.empty()) fail(ErrorKind::usage, "gradcheck: none of the {} inputs is a real one to differentiate", inputs.size());
+  if (r.checked.empty())
+    fail(ErrorKind::usage, "gradcheck: none of the {} inputs is a real one to differentiate", inputs.size());
   auto weigh = [&](Value v) {
     const Value u = r.tape.constant(draws.tensor(v.shape()));
     const Value product = r.tape.emit1(op_with_role(Role::mul), {v, u});
@@ -123,7 +126,9 @@ GradcheckResult gradcheck(const GraphFn& f, std::span<const Tensor> inputs, Back
 
   const Rewritten frozen = options.freeze ? freeze(r, reference) : Rewritten{nullptr, {}};
   const Tape& moved = options.freeze ? *frozen.tape : r.tape;
-  auto on_moved = [&](Value v) { return options.freeze ? Value{frozen.tape.get(), frozen.map[static_cast<std::size_t>(v.id)]} : v; };
+  auto on_moved = [&](Value v) {
+    return options.freeze ? Value{frozen.tape.get(), frozen.map[static_cast<std::size_t>(v.id)]} : v;
+  };
   std::vector<Value> exact = r.grads1, shifted{on_moved(r.scalar1)};
   exact.insert(exact.end(), r.grads2.begin(), r.grads2.end());
   if (options.order == 2) shifted.push_back(on_moved(r.scalar2));
@@ -154,20 +159,24 @@ GradcheckResult gradcheck(const GraphFn& f, std::span<const Tensor> inputs, Back
       const auto& grads = order == 1 ? r.grads1 : r.grads2;
       double a = 0;
       for (std::size_t k = 0; k < grads.size(); ++k) a += inner(analytic.fetch(grads[k]), tangents[k]);
-      const double n = (up[static_cast<std::size_t>(order - 1)] - down[static_cast<std::size_t>(order - 1)]) / (2 * options.step);
+      const double n =
+          (up[static_cast<std::size_t>(order - 1)] - down[static_cast<std::size_t>(order - 1)]) / (2 * options.step);
       const double error = std::abs(a - n) / (1 + std::abs(n));
-      const bool ok = error <= options.tolerance;   // false for NaN
+      const bool ok = error <= options.tolerance;  // false for NaN
       if (result.ok && (!ok || error >= result.error)) result = {ok, order, a, n, error, {}};
       if (!ok && result.message.empty())
-        result.message = fmt::format("gradcheck: order {} of direction {} differs: analytic {:.12g}, numeric {:.12g}, relative error {:.3g} > {:.3g}", order,
-                                     direction, a, n, error, options.tolerance);
+        result.message = fmt::format(
+            "gradcheck: order {} of direction {} differs: analytic {:.12g}, numeric {:.12g}, relative error {:.3g} > "
+            "{:.3g}",
+            order, direction, a, n, error, options.tolerance);
     }
   }
   return result;
 }
 
 Tensor jacobian(const GraphFn& f, std::span<const Tensor> inputs, std::size_t wrt, Backend& reference) {
-  if (wrt >= inputs.size() || !is_real(inputs[wrt].dtype())) fail(ErrorKind::usage, "jacobian: input {} is not a real one of {} inputs", wrt, inputs.size());
+  if (wrt >= inputs.size() || !is_real(inputs[wrt].dtype()))
+    fail(ErrorKind::usage, "jacobian: input {} is not a real one of {} inputs", wrt, inputs.size());
   Recorded r;
   for (std::size_t i = 0; i < inputs.size(); ++i) r.add_input(i, inputs[i]);
   const Value y = f(r.tape, r.inputs);

@@ -7,14 +7,18 @@
 namespace sg {
 namespace {
 
-std::size_t rounded(std::size_t bytes) { return (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment; }
+std::size_t rounded(std::size_t bytes) {
+  return (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+}
 
-// Largest first, each at the lowest offset that is free for its whole life. Quadratic; within a few per cent of the bound.
+// Largest first, each at the lowest offset that is free for its whole life. Quadratic; within a few per cent of the
+// bound.
 void place_by_size(std::span<const Lifetime> lives, MemoryPlan& plan) {
   std::vector<std::size_t> order(lives.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return lives[a].bytes > lives[b].bytes; });
-  std::vector<std::size_t> placed;   // sorted by offset
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return lives[a].bytes > lives[b].bytes; });
+  std::vector<std::size_t> placed;  // sorted by offset
   for (std::size_t i : order) {
     const std::size_t need = rounded(lives[i].bytes);
     std::size_t offset = 0, best = 0, best_gap = SIZE_MAX;
@@ -39,10 +43,12 @@ void place_by_time(std::span<const Lifetime> lives, MemoryPlan& plan) {
   std::vector<std::size_t> births(lives.size()), deaths(lives.size());
   std::iota(births.begin(), births.end(), std::size_t{0});
   std::iota(deaths.begin(), deaths.end(), std::size_t{0});
-  std::stable_sort(births.begin(), births.end(), [&](std::size_t a, std::size_t b) { return lives[a].first < lives[b].first; });
-  std::stable_sort(deaths.begin(), deaths.end(), [&](std::size_t a, std::size_t b) { return lives[a].last < lives[b].last; });
-  std::map<std::size_t, std::size_t> by_offset;            // free blocks: offset -> size
-  std::multimap<std::size_t, std::size_t> by_size;         // size -> offset
+  std::stable_sort(births.begin(), births.end(),
+                   [&](std::size_t a, std::size_t b) { return lives[a].first < lives[b].first; });
+  std::stable_sort(deaths.begin(), deaths.end(),
+                   [&](std::size_t a, std::size_t b) { return lives[a].last < lives[b].last; });
+  std::map<std::size_t, std::size_t> by_offset;     // free blocks: offset -> size
+  std::multimap<std::size_t, std::size_t> by_size;  // size -> offset
   auto forget = [&](std::size_t offset, std::size_t size) {
     by_offset.erase(offset);
     for (auto [it, end] = by_size.equal_range(size); it != end; ++it)
@@ -100,8 +106,10 @@ MemoryPlan plan_memory(std::span<const Lifetime> lives) {
     plan.lower_bound = std::max(plan.lower_bound, static_cast<std::size_t>(alive));
   }
   constexpr std::size_t kQuadraticLimit = 6000;
-  if (lives.size() <= kQuadraticLimit) place_by_size(lives, plan);
-  else place_by_time(lives, plan);
+  if (lives.size() <= kQuadraticLimit)
+    place_by_size(lives, plan);
+  else
+    place_by_time(lives, plan);
   return plan;
 }
 

@@ -14,7 +14,8 @@ namespace {
 
 std::size_t ix(std::int32_t i) { return static_cast<std::size_t>(i); }
 
-template <class T> std::int64_t first_non_finite(std::span<const T> values) {
+template <class T>
+std::int64_t first_non_finite(std::span<const T> values) {
   for (std::size_t i = 0; i < values.size(); ++i)
     if (!std::isfinite(values[i])) return static_cast<std::int64_t>(i);
   return -1;
@@ -32,11 +33,14 @@ std::string range_of(const Tensor& t) {
   std::int64_t bad = 0;
   for (std::int64_t i = 0; i < t.elements(); ++i) {
     const double v = t.at(i);
-    if (!std::isfinite(v)) ++bad;
-    else lo = std::min(lo, v), hi = std::max(hi, v);
+    if (!std::isfinite(v))
+      ++bad;
+    else
+      lo = std::min(lo, v), hi = std::max(hi, v);
   }
-  return bad == t.elements() ? fmt::format("all {} elements are NaN or infinite", bad)
-                             : fmt::format("min {:g}, max {:g}{}", lo, hi, bad > 0 ? fmt::format(", {} not finite", bad) : "");
+  return bad == t.elements()
+             ? fmt::format("all {} elements are NaN or infinite", bad)
+             : fmt::format("min {:g}, max {:g}{}", lo, hi, bad > 0 ? fmt::format(", {} not finite", bad) : "");
 }
 
 }  // namespace
@@ -58,8 +62,7 @@ std::int32_t Program::Impl::resolve(Value value) const {
 
 void Program::Impl::run_steps() {
   for (const Feed& f : feeds)
-    if (!f.fed)
-      fail(ErrorKind::usage, "run: input '{}' ({}) was never fed", f.name, to_string(tape->type(f.value)));
+    if (!f.fed) fail(ErrorKind::usage, "run: input '{}' ({}) was never fed", f.name, to_string(tape->type(f.value)));
   for (Upload& u : uploads)
     if (u.version != u.variable->version()) {
       backend->upload(u.dst, u.variable->value().data(), u.variable->type());
@@ -78,11 +81,14 @@ void Program::Impl::run_steps() {
 }
 
 void Program::Impl::check_guards() const {
-  auto intact = [](const std::byte* p) { return std::all_of(p, p + kGuardBytes, [](std::byte b) { return b == kGuardPattern; }); };
+  auto intact = [](const std::byte* p) {
+    return std::all_of(p, p + kGuardBytes, [](std::byte b) { return b == kGuardPattern; });
+  };
   for (const Guard& g : guards)
     if (!intact(g.data - kGuardBytes) || !intact(g.data + g.bytes))
-      throw Error(ErrorKind::internal, fmt::format("a kernel wrote {} the buffer of {}", intact(g.data - kGuardBytes) ? "behind" : "before",
-                                                   tape->describe(g.value)));
+      throw Error(ErrorKind::internal,
+                  fmt::format("a kernel wrote {} the buffer of {}", intact(g.data - kGuardBytes) ? "behind" : "before",
+                              tape->describe(g.value)));
 }
 
 void Program::Impl::commit() {
@@ -119,7 +125,7 @@ void Program::Impl::check_finite() {
         backend->upload(slow->data(f.value), copy.data(), copy.type());
         f.fed = true;
       }
-  for (Feed& f : slow->feeds) f.fed = true;    // inputs that the program itself never needed
+  for (Feed& f : slow->feeds) f.fed = true;  // inputs that the program itself never needed
   slow->run_steps();
   const Tape& t = *slow->tape;
   auto host = [&](std::int32_t v) {
@@ -134,15 +140,19 @@ void Program::Impl::check_finite() {
       const std::int64_t at = first_non_finite(value);
       if (at < 0) continue;
       const Role role = op_def(instr.op).role;
-      std::string text = fmt::format("{} is not finite (element {} is {})\n  first made by {}", t.name_of(out), at, value.at(at), t.describe(out));
-      if (role == Role::input) text = fmt::format("{} holds {} at element {}: the data fed is not finite", t.name_of(out), value.at(at), at);
-      for (std::int32_t in : instr.inputs) text += fmt::format("\n  operand {}: {}", t.describe(in), range_of(host(in)));
+      std::string text = fmt::format("{} is not finite (element {} is {})\n  first made by {}", t.name_of(out), at,
+                                     value.at(at), t.describe(out));
+      if (role == Role::input)
+        text = fmt::format("{} holds {} at element {}: the data fed is not finite", t.name_of(out), value.at(at), at);
+      for (std::int32_t in : instr.inputs)
+        text += fmt::format("\n  operand {}: {}", t.describe(in), range_of(host(in)));
       if (instr.forward_of >= 0) text += "\n  in the gradient of the instruction at that line";
       throw Error(ErrorKind::non_finite, text + "\n  no variable was changed", instr.loc);
     }
   }
-  throw Error(ErrorKind::non_finite, fmt::format("{} is not finite; run without passes, every value is finite\n  no variable was changed",
-                                                 tape->describe(bad)));
+  throw Error(ErrorKind::non_finite,
+              fmt::format("{} is not finite; run without passes, every value is finite\n  no variable was changed",
+                          tape->describe(bad)));
 }
 
 Program::Program(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -167,8 +177,8 @@ void Program::feed(std::string_view name, const Tensor& value) {
     if (f.name != name) continue;
     const TensorType& type = p.tape->type(f.value);
     if (type != value.type())
-      fail(type.dtype != value.dtype() ? ErrorKind::dtype : ErrorKind::shape, "feed: input '{}' is {}, the tensor fed is {}", name,
-           to_string(type), to_string(value.type()));
+      fail(type.dtype != value.dtype() ? ErrorKind::dtype : ErrorKind::shape,
+           "feed: input '{}' is {}, the tensor fed is {}", name, to_string(type), to_string(value.type()));
     p.backend->upload(p.data(f.value), value.data(), type);
     f.fed = true;
     return;
@@ -205,16 +215,23 @@ void Program::fetch_into(Value value, Tensor& out) const {
 double Program::fetch_scalar(Value value) const {
   const std::int32_t v = impl_->resolve(value);
   const TensorType& type = impl_->tape->type(v);
-  if (type.shape.elements() != 1) fail(ErrorKind::shape, "fetch_scalar: the value is {}, not one number", to_string(type));
+  if (type.shape.elements() != 1)
+    fail(ErrorKind::shape, "fetch_scalar: the value is {}, not one number", to_string(type));
   alignas(8) std::byte buffer[8];
   impl_->backend->download(buffer, impl_->readable(v), type);
   float f;
   double d;
   std::int32_t i;
   switch (type.dtype) {
-    case DType::f32: std::memcpy(&f, buffer, 4); return static_cast<double>(f);
-    case DType::f64: std::memcpy(&d, buffer, 8); return d;
-    default: std::memcpy(&i, buffer, 4); return i;
+    case DType::f32:
+      std::memcpy(&f, buffer, 4);
+      return static_cast<double>(f);
+    case DType::f64:
+      std::memcpy(&d, buffer, 8);
+      return d;
+    default:
+      std::memcpy(&i, buffer, 4);
+      return i;
   }
 }
 
@@ -223,7 +240,7 @@ ProgramStats Program::stats() const { return impl_->stats; }
 
 void Program::fill_arena(std::byte pattern) {
   Impl& p = *impl_;
-  if (!p.guards.empty()) return;   // the pattern between buffers must stay
+  if (!p.guards.empty()) return;  // the pattern between buffers must stay
   std::memset(p.arena.data(), static_cast<int>(pattern), p.arena.bytes());
   std::memset(p.scratch.data(), static_cast<int>(pattern), p.scratch.bytes());
 }
@@ -242,13 +259,19 @@ std::string Program::explain() const {
   const Impl& p = *impl_;
   const ProgramStats& s = p.stats;
   auto mb = [](std::size_t bytes) { return static_cast<double>(bytes) / 1e6; };
-  std::string text = fmt::format("program on backend '{}': {} steps ({} reorders, {} packs of weights, {} ops decomposed)\n", p.backend->name(),
-                                 s.steps, s.reorders, s.packs, s.decomposed);
-  text += fmt::format("memory: arena {:.2f} MB = {:.3f} x the largest live set ({:.2f} MB), {:.1f} % of the sum of all values ({:.2f} MB)\n",
-                      mb(s.arena_bytes), static_cast<double>(s.arena_bytes) / static_cast<double>(std::max<std::size_t>(s.lower_bound_bytes, 1)),
-                      mb(s.lower_bound_bytes), 100.0 * static_cast<double>(s.arena_bytes) / static_cast<double>(std::max<std::size_t>(s.sum_bytes, 1)),
-                      mb(s.sum_bytes));
-  text += fmt::format("        kept between runs {:.2f} MB, scratch {:.2f} MB, inputs {:.2f} MB\n", mb(s.persistent_bytes), mb(s.scratch_bytes), mb(s.feed_bytes));
+  std::string text =
+      fmt::format("program on backend '{}': {} steps ({} reorders, {} packs of weights, {} ops decomposed)\n",
+                  p.backend->name(), s.steps, s.reorders, s.packs, s.decomposed);
+  text += fmt::format(
+      "memory: arena {:.2f} MB = {:.3f} x the largest live set ({:.2f} MB), {:.1f} % of the sum of all values ({:.2f} "
+      "MB)\n",
+      mb(s.arena_bytes),
+      static_cast<double>(s.arena_bytes) / static_cast<double>(std::max<std::size_t>(s.lower_bound_bytes, 1)),
+      mb(s.lower_bound_bytes),
+      100.0 * static_cast<double>(s.arena_bytes) / static_cast<double>(std::max<std::size_t>(s.sum_bytes, 1)),
+      mb(s.sum_bytes));
+  text += fmt::format("        kept between runs {:.2f} MB, scratch {:.2f} MB, inputs {:.2f} MB\n",
+                      mb(s.persistent_bytes), mb(s.scratch_bytes), mb(s.feed_bytes));
   std::map<std::string, std::size_t> counts;
   for (const StepEntry& e : p.steps) ++counts[e.kind];
   if (p.options.profile && p.runs > 0) {
@@ -256,7 +279,8 @@ std::string Program::explain() const {
     for (const auto& [kind, seconds] : profile()) total += seconds;
     text += fmt::format("time per run {:.3f} ms, by kind of step:\n", total * 1e3);
     for (const auto& [kind, seconds] : profile())
-      text += fmt::format("  {:<22} {:>5} steps {:>10.3f} ms {:>6.1f} %\n", kind, counts[kind], seconds * 1e3, 100 * seconds / std::max(total, 1e-12));
+      text += fmt::format("  {:<22} {:>5} steps {:>10.3f} ms {:>6.1f} %\n", kind, counts[kind], seconds * 1e3,
+                          100 * seconds / std::max(total, 1e-12));
   } else {
     text += "steps by kind:";
     for (const auto& [kind, n] : counts) text += fmt::format(" {} {}", n, kind);

@@ -27,9 +27,8 @@ double rounded_to(double value, DType t) {
 using MakeConstant = std::function<Value(double, const TensorType&)>;
 
 void shrink_constants(const Tape& tape, std::vector<Value>& inputs, const Shape& result, const MakeConstant& constant) {
-  const bool extents_elsewhere = std::any_of(inputs.begin(), inputs.end(), [&](const Value& v) {
-    return v.shape() == result && !uniform_value(tape, v.id);
-  });
+  const bool extents_elsewhere = std::any_of(
+      inputs.begin(), inputs.end(), [&](const Value& v) { return v.shape() == result && !uniform_value(tape, v.id); });
   if (!extents_elsewhere) return;
   for (Value& v : inputs)
     if (const auto u = uniform_value(tape, v.id); u && v.shape().rank() > 0) v = constant(*u, {v.dtype(), {}});
@@ -60,7 +59,9 @@ std::string structural_key(const Instr& instr, std::span<const Value> inputs) {
 
 }  // namespace
 
-Rewriter::Rewriter(const Tape& in) : in_(in), out_(std::make_unique<Tape>()), map_(ix(in.value_count()), -1) { out_->adopt_pools(in); }
+Rewriter::Rewriter(const Tape& in) : in_(in), out_(std::make_unique<Tape>()), map_(ix(in.value_count()), -1) {
+  out_->adopt_pools(in);
+}
 
 Value Rewriter::mapped(std::int32_t old_value) {
   SG_CHECK(map_[ix(old_value)] >= 0, "%{} has no successor", old_value);
@@ -104,8 +105,9 @@ Rewritten eliminate_dead_code(const Tape& tape, std::span<const std::int32_t> ke
   std::vector<char> live(ix(tape.value_count()), 0), wanted(instrs.size(), 0);
   for (std::int32_t v : keep) live[ix(v)] = 1;
   for (std::size_t i = instrs.size(); i-- > 0;) {
-    wanted[i] = op_def(instrs[i].op).role == Role::assign ||
-                std::any_of(instrs[i].outputs.begin(), instrs[i].outputs.end(), [&](std::int32_t v) { return live[ix(v)]; });
+    wanted[i] =
+        op_def(instrs[i].op).role == Role::assign ||
+        std::any_of(instrs[i].outputs.begin(), instrs[i].outputs.end(), [&](std::int32_t v) { return live[ix(v)]; });
     if (wanted[i])
       for (std::int32_t v : instrs[i].inputs) live[ix(v)] = 1;
   }
@@ -141,7 +143,8 @@ Rewritten simplify(const Tape& tape) {
       r.replace(instr.outputs[0], constant(*u, tape.type(instr.outputs[0])));
       continue;
     }
-    if (def.elementwise && inputs.size() > 1) shrink_constants(r.out(), inputs, tape.type(instr.outputs[0]).shape, constant);
+    if (def.elementwise && inputs.size() > 1)
+      shrink_constants(r.out(), inputs, tape.type(instr.outputs[0]).shape, constant);
     if (const bool leaf = def.role == Role::constant; leaf && instr.attrs.has("value")) {
       r.replace(instr.outputs[0], constant(instr.attrs.d("value"), tape.type(instr.outputs[0])));
       continue;
@@ -211,14 +214,17 @@ Rewritten forward_aliases(const Tape& tape) {
   Rewriter r(tape);
   for (std::size_t i = 0; i < tape.instrs().size(); ++i) {
     const Instr& instr = tape.instrs()[i];
-    if (op_def(instr.op).role == Role::stop_gradient) r.replace(instr.outputs[0], r.mapped(instr.inputs[0]));
-    else r.copy(static_cast<std::int32_t>(i));
+    if (op_def(instr.op).role == Role::stop_gradient)
+      r.replace(instr.outputs[0], r.mapped(instr.inputs[0]));
+    else
+      r.copy(static_cast<std::int32_t>(i));
   }
   return r.finish();
 }
 
-Rewritten decompose_unsupported(const Tape& tape, const SupportedFn& supported, std::string_view backend, bool strict, std::size_t* count) {
-  constexpr int kMaxRounds = 16;   // deeper than any chain of decompositions; a cycle among them ends here
+Rewritten decompose_unsupported(const Tape& tape, const SupportedFn& supported, std::string_view backend, bool strict,
+                                std::size_t* count) {
+  constexpr int kMaxRounds = 16;  // deeper than any chain of decompositions; a cycle among them ends here
   Rewritten result{nullptr, {}};
   const Tape* current = &tape;
   for (int round = 0;; ++round) {
@@ -237,7 +243,8 @@ Rewritten decompose_unsupported(const Tape& tape, const SupportedFn& supported, 
       }
       if (def.decompose == nullptr || strict)
         fail(ErrorKind::unsupported, "backend '{}' has no kernel for {}{}\n  {}", backend, def.name,
-             def.decompose == nullptr ? ", and the op has no decomposition" : "; compile with strict = false to run it as simpler ops",
+             def.decompose == nullptr ? ", and the op has no decomposition"
+                                      : "; compile with strict = false to run it as simpler ops",
              current->describe(instr.outputs[0]));
       r.at(index);
       const std::vector<Value> parts = def.decompose(r.out(), r.mapped_inputs(instr), instr.attrs);

@@ -29,7 +29,8 @@ Space space_of(const Shape& s) {
 std::optional<Layout> layout_under(const Shape& t, const Shape& s, const Space& space) {
   if (t.elements() == 1) return Layout::scalar;
   if (t == s) return Layout::full;
-  if (t.elements() == s.elements()) return t.rank() <= s.rank() && columns_of(t) == space.columns ? std::optional(Layout::full) : std::nullopt;
+  if (t.elements() == s.elements())
+    return t.rank() <= s.rank() && columns_of(t) == space.columns ? std::optional(Layout::full) : std::nullopt;
   if (t.elements() == space.columns && columns_of(t) == space.columns) return Layout::column;
   if (t.elements() == space.rows && columns_of(t) == 1 && t.rank() == s.rank()) return Layout::row;
   return std::nullopt;
@@ -38,8 +39,13 @@ std::optional<Layout> layout_under(const Shape& t, const Shape& s, const Space& 
 class Fuser {
  public:
   Fuser(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible)
-      : tape_(tape), keep_(keep), instrs_(tape.instrs()), group_(instrs_.size()), fusible_(instrs_.size()),
-        users_(ix(tape.value_count())), layout_(ix(tape.value_count()), Layout::full) {
+      : tape_(tape),
+        keep_(keep),
+        instrs_(tape.instrs()),
+        group_(instrs_.size()),
+        fusible_(instrs_.size()),
+        users_(ix(tape.value_count())),
+        layout_(ix(tape.value_count()), Layout::full) {
     for (std::size_t i = 0; i < instrs_.size(); ++i) {
       group_[i] = static_cast<int>(i);
       members_.push_back({static_cast<int>(i)});
@@ -85,7 +91,8 @@ class Fuser {
       const std::int32_t in = instr.inputs[0];
       if (group < 0 || group_of_value(in) != group) return std::nullopt;
       const Layout own = layout_[ix(in)];
-      if (own == Layout::full && columns_of(s) == space.columns && s.elements() == space.rows * space.columns) return own;
+      if (own == Layout::full && columns_of(s) == space.columns && s.elements() == space.rows * space.columns)
+        return own;
       if (own == Layout::row && s.elements() == space.rows) return own;
       return std::nullopt;
     }
@@ -101,7 +108,9 @@ class Fuser {
       if (inside && !accumulates_nothing(in)) return std::nullopt;
       if (all) return is_sum(instr) && own == Layout::full ? std::optional(Layout::scalar) : std::nullopt;
       if (axes.size() == 1 && axes[0] == t.rank() - 1) return Layout::row;
-      if (static_cast<int>(axes.size()) == t.rank() - 1 && axes.back() == t.rank() - 2 && is_sum(instr) && own == Layout::full) return Layout::column;
+      if (static_cast<int>(axes.size()) == t.rank() - 1 && axes.back() == t.rank() - 2 && is_sum(instr) &&
+          own == Layout::full)
+        return Layout::column;
       return std::nullopt;
     }
     const bool broadcast = def.moves;
@@ -110,8 +119,10 @@ class Fuser {
       bool fits = true;
       for (std::int32_t v : instr.inputs) {
         const auto l = operand_layout(v, s, space, group);
-        if (!l || (group >= 0 && group_of_value(v) == group && !accumulates_nothing(v))) fits = false;
-        else if (broadcast) narrowest = *l;
+        if (!l || (group >= 0 && group_of_value(v) == group && !accumulates_nothing(v)))
+          fits = false;
+        else if (broadcast)
+          narrowest = *l;
       }
       // A broadcast keeps the layout of its operand; the operand must be made in the group for that to help anyone.
       if (fits) return broadcast ? narrowest : Layout::full;
@@ -122,10 +133,13 @@ class Fuser {
       for (std::int32_t v : instr.inputs) {
         const bool inside = group_of_value(v) == group;
         if (inside && !accumulates_nothing(v)) return std::nullopt;
-        if (inside && layout_[ix(v)] == Layout::row) from_row = true;
-        else if (inside && layout_[ix(v)] == Layout::full && space.columns != 1) return std::nullopt;
+        if (inside && layout_[ix(v)] == Layout::row)
+          from_row = true;
+        else if (inside && layout_[ix(v)] == Layout::full && space.columns != 1)
+          return std::nullopt;
         if (type(v).shape.elements() != 1 && type(v).shape.elements() != space.rows) return std::nullopt;
-        if (type(v).shape.elements() != 1 && type(v).shape != s && type(v).shape.elements() != s.elements()) return std::nullopt;
+        if (type(v).shape.elements() != 1 && type(v).shape != s && type(v).shape.elements() != s.elements())
+          return std::nullopt;
       }
       if (from_row) return Layout::row;
     }
@@ -157,7 +171,8 @@ class Fuser {
   void place(int i) {
     std::vector<int> candidates;
     auto consider = [&](int g) {
-      if (real_group(g) && std::find(candidates.begin(), candidates.end(), g) == candidates.end()) candidates.push_back(g);
+      if (real_group(g) && std::find(candidates.begin(), candidates.end(), g) == candidates.end())
+        candidates.push_back(g);
     };
     for (std::int32_t v : at(i).inputs) consider(group_of_value(v));
     const std::size_t producers = candidates.size();
@@ -268,10 +283,10 @@ class Fuser {
   std::span<const Instr> instrs_;
   std::vector<int> group_;
   std::vector<char> fusible_;
-  std::vector<std::vector<int>> members_;       // per group, sorted
-  std::vector<Space> space_;                    // per group; rows 0 where it is not a region
-  std::vector<std::vector<int>> users_;         // per value
-  std::vector<Layout> layout_;                  // per value made in a region
+  std::vector<std::vector<int>> members_;  // per group, sorted
+  std::vector<Space> space_;               // per group; rows 0 where it is not a region
+  std::vector<std::vector<int>> users_;    // per value
+  std::vector<Layout> layout_;             // per value made in a region
   std::set<std::int32_t> folded_;
   std::vector<int> stack_, seen_;
   int stamp_ = 0;
@@ -310,7 +325,8 @@ Rewritten Fuser::emit() {
   while (!ready.empty()) {
     const int g = ready.top();
     ready.pop();
-    if (real_group(g)) emit_region(r, members_[ix(g)]);
+    if (real_group(g))
+      emit_region(r, members_[ix(g)]);
     else
       for (int m : members_[ix(g)]) r.copy(m);
     emitted += members_[ix(g)].size();
@@ -329,8 +345,11 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
   p.columns = space_[ix(g)].columns;
   std::map<std::pair<std::int32_t, Layout>, int> inputs;
   std::vector<std::int32_t> input_values;
-  std::map<std::int32_t, int> made;             // value -> register, numbered after the inputs
-  struct Draft { RowProgram::Op op; std::vector<bool> is_input; };
+  std::map<std::int32_t, int> made;  // value -> register, numbered after the inputs
+  struct Draft {
+    RowProgram::Op op;
+    std::vector<bool> is_input;
+  };
   std::vector<Draft> drafts;
   std::vector<RowProgram::Register> input_registers, own_registers;
 
@@ -346,7 +365,9 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
     own_registers.push_back({layout, dtype});
     return static_cast<int>(own_registers.size() - 1);
   };
-  auto layout_of_register = [&](int reg, bool is_input) { return is_input ? input_registers[ix(reg)].layout : own_registers[ix(reg)].layout; };
+  auto layout_of_register = [&](int reg, bool is_input) {
+    return is_input ? input_registers[ix(reg)].layout : own_registers[ix(reg)].layout;
+  };
 
   for (int m : members) {
     const Instr& instr = at(m);
@@ -365,8 +386,10 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
         continue;
       }
       Layout l = Layout::full;
-      if (layout == Layout::row && !def.reduction) l = type(v).shape.elements() == 1 ? Layout::scalar : Layout::row;
-      else if (!def.reduction) l = *layout_under(type(v).shape, type(out).shape, space_[ix(g)]);
+      if (layout == Layout::row && !def.reduction)
+        l = type(v).shape.elements() == 1 ? Layout::scalar : Layout::row;
+      else if (!def.reduction)
+        l = *layout_under(type(v).shape, type(out).shape, space_[ix(g)]);
       d.op.in.push_back(input(v, l));
       d.is_input.push_back(true);
     }
@@ -378,14 +401,18 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
       }
       d.op.kind = Kind::expand;
     } else if (def.reduction) {
-      d.op.kind = layout == Layout::row ? Kind::reduce_row : layout == Layout::column ? Kind::reduce_columns : Kind::reduce_all;
+      d.op.kind = layout == Layout::row      ? Kind::reduce_row
+                  : layout == Layout::column ? Kind::reduce_columns
+                                             : Kind::reduce_all;
     }
     // Kernels need one operand of the result's own layout (a reduction along rows needs a full one).
-    const bool folds_everything = d.op.kind == Kind::reduce_all && type(instr.inputs[0]).shape.elements() == p.rows * p.columns;
+    const bool folds_everything =
+        d.op.kind == Kind::reduce_all && type(instr.inputs[0]).shape.elements() == p.rows * p.columns;
     const bool wants_full = d.op.kind == Kind::reduce_row || d.op.kind == Kind::reduce_columns || folds_everything ||
                             (d.op.kind == Kind::elementwise && layout == Layout::full);
     bool has_full = false;
-    for (std::size_t k = 0; k < d.op.in.size(); ++k) has_full = has_full || layout_of_register(d.op.in[k], d.is_input[k]) == Layout::full;
+    for (std::size_t k = 0; k < d.op.in.size(); ++k)
+      has_full = has_full || layout_of_register(d.op.in[k], d.is_input[k]) == Layout::full;
     if (wants_full && !has_full) {
       const DType dtype = d.is_input[0] ? input_registers[ix(d.op.in[0])].dtype : own_registers[ix(d.op.in[0])].dtype;
       const int wide = own(Layout::full, dtype);
@@ -399,14 +426,18 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
   }
 
   // What others need. A value that is a broadcast of something narrower is written out in full.
-  struct Leaving { std::int32_t value; int reg; };
+  struct Leaving {
+    std::int32_t value;
+    int reg;
+  };
   std::vector<Leaving> leaving;
-  std::map<int, std::size_t> slot;              // own register -> output position
+  std::map<int, std::size_t> slot;  // own register -> output position
   std::vector<std::pair<std::int32_t, std::size_t>> values_out;
   for (int m : members) {
     const std::int32_t v = at(m).outputs[0];
-    const bool outside = std::find(keep_.begin(), keep_.end(), v) != keep_.end() ||
-                         std::any_of(users_[ix(v)].begin(), users_[ix(v)].end(), [&](int u) { return group_[ix(u)] != g; });
+    const bool outside =
+        std::find(keep_.begin(), keep_.end(), v) != keep_.end() ||
+        std::any_of(users_[ix(v)].begin(), users_[ix(v)].end(), [&](int u) { return group_[ix(u)] != g; });
     if (!outside) continue;
     int reg = made.at(v);
     const Layout l = own_registers[ix(reg)].layout;
@@ -449,10 +480,13 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
   std::vector<Value> operands;
   for (std::int32_t v : input_values) operands.push_back(r.mapped(v));
   const std::int64_t index = r.out().add_program(program);
-  const std::vector<Value> results = r.out().emit(op_with_role(Role::region), operands, {{"program", index}, {"types", types}});
+  const std::vector<Value> results =
+      r.out().emit(op_with_role(Role::region), operands, {{"program", index}, {"types", types}});
   for (const auto& [v, k] : values_out) {
-    if (type(v).shape == results[k].shape()) r.replace(v, results[k]);
-    else r.replace(v, r.out().emit1(op_with_role(Role::alias), {results[k]}, {{"shape", type(v).shape.vec()}}));
+    if (type(v).shape == results[k].shape())
+      r.replace(v, results[k]);
+    else
+      r.replace(v, r.out().emit1(op_with_role(Role::alias), {results[k]}, {{"shape", type(v).shape.vec()}}));
   }
 }
 
@@ -471,7 +505,7 @@ std::string RowProgram::formula() const {
 }
 
 Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible) {
-  constexpr std::size_t kLimit = 20000;   // beyond, the searches for cycles would dominate compile time
+  constexpr std::size_t kLimit = 20000;  // beyond, the searches for cycles would dominate compile time
   if (tape.instrs().size() > kLimit) return {nullptr, {}};
   return Fuser(tape, keep, fusible).run();
 }

@@ -13,7 +13,8 @@ Shape::Shape(std::initializer_list<std::int64_t> dims)
 
 Shape::Shape(std::span<const std::int64_t> dims) {
   if (dims.size() > kMaxRank)
-    fail(ErrorKind::shape, "shape [{}] has {} axes; at most {} are supported", fmt::join(dims, ","), dims.size(), kMaxRank);
+    fail(ErrorKind::shape, "shape [{}] has {} axes; at most {} are supported", fmt::join(dims, ","), dims.size(),
+         kMaxRank);
   std::int64_t count = 1;
   for (std::int64_t d : dims) {
     if (d < 0) fail(ErrorKind::shape, "shape [{}] has a negative extent", fmt::join(dims, ","));
@@ -45,8 +46,8 @@ Shape broadcast_shapes(const Shape& a, const Shape& b) {
   for (int i = 1; i <= rank; ++i) {
     const std::int64_t x = i <= a.rank() ? a[-i] : 1, y = i <= b.rank() ? b[-i] : 1;
     if (x != y && x != 1 && y != 1)
-      fail(ErrorKind::shape, "shapes {} and {} do not broadcast: extents {} and {} at axis {} from the end", to_string(a),
-           to_string(b), x, y, i);
+      fail(ErrorKind::shape, "shapes {} and {} do not broadcast: extents {} and {} at axis {} from the end",
+           to_string(a), to_string(b), x, y, i);
     dims[static_cast<std::size_t>(rank - i)] = x == 1 ? y : x;
   }
   return Shape(dims);

@@ -15,7 +15,8 @@ Tape::Tape() { scopes_.push_back({-1, "", Loc{}}); }
 
 Value Tape::input(std::string_view name, TensorType type, Loc loc) {
   if (inputs_.contains(std::string(name)))
-    throw Error(ErrorKind::usage, fmt::format("input '{}' is declared twice on this tape\n  at {}", name, sg::to_string(loc)), loc);
+    throw Error(ErrorKind::usage,
+                fmt::format("input '{}' is declared twice on this tape\n  at {}", name, sg::to_string(loc)), loc);
   return emit(op_with_role(Role::input), {}, leaf_attrs(type, "name", std::string(name)), loc)[0];
 }
 
@@ -25,8 +26,8 @@ Value Tape::constant(double value, TensorType type, Loc loc) {
 
 Value Tape::constant(const Tensor& value, Loc loc) {
   constants_.push_back(value);
-  return emit(op_with_role(Role::constant), {}, leaf_attrs(value.type(), "tensor", static_cast<std::int64_t>(constants_.size() - 1)),
-              loc)[0];
+  return emit(op_with_role(Role::constant), {},
+              leaf_attrs(value.type(), "tensor", static_cast<std::int64_t>(constants_.size() - 1)), loc)[0];
 }
 
 std::int64_t Tape::variable_index(Variable& variable) {
@@ -48,12 +49,15 @@ void Tape::assign(Variable& variable, Value value, Loc loc) {
   if (value.type() != variable.type())
     throw Error(value.dtype() != variable.type().dtype ? ErrorKind::dtype : ErrorKind::shape,
                 fmt::format("assign: variable '{}' is {}, the value is {}\n  value   {}\n  at {}", variable.name(),
-                            sg::to_string(variable.type()), sg::to_string(value.type()), describe(value.id), sg::to_string(loc)),
+                            sg::to_string(variable.type()), sg::to_string(value.type()), describe(value.id),
+                            sg::to_string(loc)),
                 loc);
   const std::int64_t index = variable_index(variable);
   if (assigned_[static_cast<std::size_t>(index)])
     throw Error(ErrorKind::usage,
-                fmt::format("assign: variable '{}' is assigned twice in one step\n  at {}", variable.name(), sg::to_string(loc)), loc);
+                fmt::format("assign: variable '{}' is assigned twice in one step\n  at {}", variable.name(),
+                            sg::to_string(loc)),
+                loc);
   emit(op_with_role(Role::assign), std::span(&value, 1), {{"variable", index}}, loc);
 }
 
@@ -112,7 +116,8 @@ std::int64_t Tape::add_program(std::shared_ptr<const RowProgram> program) {
 
 Variable* Tape::variable_of(const Instr& instr) const {
   const Role role = op_def(instr.op).role;
-  return role == Role::read || role == Role::assign ? variables_[static_cast<std::size_t>(instr.attrs.i("variable"))] : nullptr;
+  return role == Role::read || role == Role::assign ? variables_[static_cast<std::size_t>(instr.attrs.i("variable"))]
+                                                    : nullptr;
 }
 
 Value Tape::find_input(std::string_view name) const {
@@ -178,7 +183,8 @@ std::string Tape::describe_instr(std::int32_t index) const {
 std::string Tape::describe(std::int32_t value) const {
   const std::int32_t instr = producer(value);
   const std::string name = name_of(value), id = fmt::format("%{}", value);
-  return fmt::format("{} {}   {}{}", id, sg::to_string(type(value)), name == id ? "" : name + "   ", describe_instr(instr));
+  return fmt::format("{} {}   {}{}", id, sg::to_string(type(value)), name == id ? "" : name + "   ",
+                     describe_instr(instr));
 }
 
 void Tape::verify() const {
@@ -188,8 +194,8 @@ void Tape::verify() const {
     const OpDef& def = op_def(instr.op);
     std::vector<TensorType> in;
     for (std::int32_t v : instr.inputs) {
-      SG_CHECK(v >= 0 && v < value_count() && made[static_cast<std::size_t>(v)], "instruction {} ({}) uses %{} before it is made", i,
-               def.name, v);
+      SG_CHECK(v >= 0 && v < value_count() && made[static_cast<std::size_t>(v)],
+               "instruction {} ({}) uses %{} before it is made", i, def.name, v);
       in.push_back(type(v));
     }
     const auto out = def.infer(in, instr.attrs);

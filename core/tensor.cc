@@ -8,11 +8,15 @@
 namespace sg {
 namespace {
 
-template <class F> decltype(auto) with_type(DType t, F f) {
+template <class F>
+decltype(auto) with_type(DType t, F f) {
   switch (t) {
-    case DType::f32: return f(float{});
-    case DType::f64: return f(double{});
-    default: return f(std::int32_t{});
+    case DType::f32:
+      return f(float{});
+    case DType::f64:
+      return f(double{});
+    default:
+      return f(std::int32_t{});
   }
 }
 
@@ -47,23 +51,25 @@ Tensor Tensor::full(TensorType type, double value) {
 
 void Tensor::check_dtype(DType wanted) const {
   if (dtype() != wanted)
-    fail(ErrorKind::dtype, "Tensor: asked for {} elements of a tensor of type {}", sg::to_string(wanted), sg::to_string(type_));
+    fail(ErrorKind::dtype, "Tensor: asked for {} elements of a tensor of type {}", sg::to_string(wanted),
+         sg::to_string(type_));
 }
 
 double Tensor::at(std::int64_t i) const {
   SG_CHECK(i >= 0 && i < elements(), "index {} of {}", i, sg::to_string(type_));
-  return with_type(dtype(), [&](auto zero) {
-    return static_cast<double>(reinterpret_cast<const decltype(zero)*>(data_.get())[i]);
-  });
+  return with_type(
+      dtype(), [&](auto zero) { return static_cast<double>(reinterpret_cast<const decltype(zero)*>(data_.get())[i]); });
 }
 
 void Tensor::set(std::int64_t i, double value) {
   SG_CHECK(i >= 0 && i < elements(), "index {} of {}", i, sg::to_string(type_));
-  with_type(dtype(), [&](auto zero) { reinterpret_cast<decltype(zero)*>(data_.get())[i] = static_cast<decltype(zero)>(value); });
+  with_type(dtype(),
+            [&](auto zero) { reinterpret_cast<decltype(zero)*>(data_.get())[i] = static_cast<decltype(zero)>(value); });
 }
 
 double Tensor::item() const {
-  if (elements() != 1) fail(ErrorKind::shape, "Tensor::item: {} has {} elements, 1 is needed", sg::to_string(type_), elements());
+  if (elements() != 1)
+    fail(ErrorKind::shape, "Tensor::item: {} has {} elements, 1 is needed", sg::to_string(type_), elements());
   return at(0);
 }
 
@@ -84,8 +90,8 @@ Tensor Tensor::reshaped(Shape shape) const {
 
 void Variable::set(const Tensor& value) {
   if (value.type() != type())
-    fail(value.dtype() != type().dtype ? ErrorKind::dtype : ErrorKind::shape, "variable '{}' is {}, the value given is {}", name_,
-         to_string(type()), to_string(value.type()));
+    fail(value.dtype() != type().dtype ? ErrorKind::dtype : ErrorKind::shape,
+         "variable '{}' is {}, the value given is {}", name_, to_string(type()), to_string(value.type()));
   std::memcpy(value_.data(), value.data(), value.bytes());
   touch();
 }

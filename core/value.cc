@@ -11,9 +11,11 @@ const TensorType& Value::type() const {
 
 Value Operand::value() const {
   if (is_scalar())
-    throw Error(ErrorKind::usage, fmt::format("a number ({}) was given where a Value is needed\n  at {}", scalar_, to_string(loc_)),
+    throw Error(ErrorKind::usage,
+                fmt::format("a number ({}) was given where a Value is needed\n  at {}", scalar_, to_string(loc_)),
                 loc_);
-  if (!value_) throw Error(ErrorKind::usage, fmt::format("a null Value was given as an operand\n  at {}", to_string(loc_)), loc_);
+  if (!value_)
+    throw Error(ErrorKind::usage, fmt::format("a null Value was given as an operand\n  at {}", to_string(loc_)), loc_);
   return value_;
 }
 

@@ -1,5 +1,5 @@
-// Row programs by interpretation, a tile at a time: each op of the region runs over a tile that stays in the first-level
-// cache, so that memory is read and written once however long the region is.
+// Row programs by interpretation, a tile at a time: each op of the region runs over a tile that stays in the
+// first-level cache, so that memory is read and written once however long the region is.
 //
 // Invariants: tiles and the chunks that threads take depend on the shapes alone, folds are combined in the order of the
 // chunks, so results are the same for any number of threads. run() allocates nothing.
@@ -19,7 +19,8 @@ namespace {
 using Layout = RowProgram::Layout;
 using Kind = RowProgram::Kind;
 
-constexpr std::size_t kTileBytes = 24 * 1024;   // all temporaries of a tile: they share the first-level cache with operands
+constexpr std::size_t kTileBytes =
+    24 * 1024;  // all temporaries of a tile: they share the first-level cache with operands
 constexpr Index kMaxTile = 4096, kMinTile = 256;
 constexpr Index kMaxChunks = 64;
 
@@ -29,13 +30,15 @@ std::size_t ix(std::int64_t i) { return static_cast<std::size_t>(i); }
 struct Place {
   enum class Where : std::uint8_t { memory, scratch } where = Where::memory;
   Layout layout = Layout::full;
-  std::byte* base = nullptr;       // memory: element 0 of the whole array
-  std::size_t offset = 0;          // scratch: bytes into the thread's part
+  std::byte* base = nullptr;  // memory: element 0 of the whole array
+  std::size_t offset = 0;     // scratch: bytes into the thread's part
   std::size_t element = 4;
-  std::byte* copy_to = nullptr;    // scratch that is an output: written to memory when the tile is done
+  std::byte* copy_to = nullptr;  // scratch that is an output: written to memory when the tile is done
 };
 
-struct Tile { Index row, rows, first, count; };   // `first`: index of the first element; count = rows x columns
+struct Tile {
+  Index row, rows, first, count;
+};  // `first`: index of the first element; count = rows x columns
 
 struct Exec {
   Kind kind = Kind::elementwise;
@@ -44,10 +47,11 @@ struct Exec {
   int inputs = 0;
   int out = 0;
   double p = 0, q = 0;
-  std::size_t fold = 0;            // doubles before this op's partial in a chunk's part
+  std::size_t fold = 0;  // doubles before this op's partial in a chunk's part
 };
 
-template <class T> class Interpreter {
+template <class T>
+class Interpreter {
  public:
   Interpreter(LowerCtx& ctx, const RowProgram& program) : p_(program), table_(common_table<T>()) {
     place_registers(ctx);
@@ -87,11 +91,12 @@ template <class T> class Interpreter {
   }
 
   std::string detail() const {
-    return fmt::format("{} x {}, {} ops, tiles of {}: {}", p_.rows, p_.columns, p_.code.size(), flat() ? tile_ : tile_rows_ * p_.columns, p_.formula());
+    return fmt::format("{} x {}, {} ops, tiles of {}: {}", p_.rows, p_.columns, p_.code.size(),
+                       flat() ? tile_ : tile_rows_ * p_.columns, p_.formula());
   }
 
  private:
-  static constexpr Index kParallelWork = 65536;   // elements times ops that are worth waking a thread for
+  static constexpr Index kParallelWork = 65536;  // elements times ops that are worth waking a thread for
 
   bool flat() const { return p_.rows == 1; }
   Index columns_of(const Tile& t) const { return flat() ? t.count : p_.columns; }
@@ -118,27 +123,37 @@ template <class T> class Interpreter {
       auto* memory = static_cast<std::byte*>(ctx.data(instr.outputs[k]));
       // An output that lies over an input which a later op still reads waits in scratch until the tile is done.
       bool clobbers = false;
-      for (int i = 0; i < p_.inputs; ++i) clobbers = clobbers || (places_[ix(i)].base == memory && last_use[ix(i)] > made_at[ix(r)]);
+      for (int i = 0; i < p_.inputs; ++i)
+        clobbers = clobbers || (places_[ix(i)].base == memory && last_use[ix(i)] > made_at[ix(r)]);
       // ... or which this op reads as another element type.
       for (int in : p_.code[ix(made_at[ix(r)])].in)
-        clobbers = clobbers || (in < p_.inputs && places_[ix(in)].base == memory && p_.registers[ix(in)].dtype != p_.registers[ix(r)].dtype);
-      if (clobbers) place.copy_to = memory;
-      else place.base = memory, temporary[ix(r)] = 0;
+        clobbers = clobbers || (in < p_.inputs && places_[ix(in)].base == memory &&
+                                p_.registers[ix(in)].dtype != p_.registers[ix(r)].dtype);
+      if (clobbers)
+        place.copy_to = memory;
+      else
+        place.base = memory, temporary[ix(r)] = 0;
     }
     // Slots for temporaries, reused when the last reader has run; outputs that wait keep theirs.
-    struct Slot { Layout layout; std::size_t element; int free_after; };
+    struct Slot {
+      Layout layout;
+      std::size_t element;
+      int free_after;
+    };
     std::vector<Slot> slots;
     std::vector<int> slot_of(places_.size(), -1);
     for (std::size_t i = 0; i < p_.code.size(); ++i) {
       const auto r = ix(p_.code[i].out);
       const Layout layout = places_[r].layout;
       if (temporary[r] == 0 || (layout != Layout::full && layout != Layout::row)) continue;
-      const int until = places_[r].copy_to != nullptr ? std::numeric_limits<int>::max() : std::max(last_use[r], static_cast<int>(i));
+      const int until =
+          places_[r].copy_to != nullptr ? std::numeric_limits<int>::max() : std::max(last_use[r], static_cast<int>(i));
       // Elementwise kernels may write over an operand of the same type whose last reader they are.
       const int now = static_cast<int>(i);
       int found = -1;
       for (std::size_t s = 0; s < slots.size() && found < 0; ++s)
-        if (slots[s].layout == layout && slots[s].element == places_[r].element && slots[s].free_after < now) found = static_cast<int>(s);
+        if (slots[s].layout == layout && slots[s].element == places_[r].element && slots[s].free_after < now)
+          found = static_cast<int>(s);
       if (found < 0) {
         found = static_cast<int>(slots.size());
         slots.push_back({layout, places_[r].element, 0});
@@ -166,7 +181,8 @@ template <class T> class Interpreter {
       }
   }
 
-  template <class U> U* at(int reg, const Tile& t, std::byte* scratch) const {
+  template <class U>
+  U* at(int reg, const Tile& t, std::byte* scratch) const {
     const Place& p = places_[ix(reg)];
     if (p.where == Place::Where::scratch) return reinterpret_cast<U*>(scratch + p.offset);
     auto* base = reinterpret_cast<U*>(p.base);
@@ -191,7 +207,8 @@ template <class T> class Interpreter {
     const Index end = std::min(tiles, (chunk + 1) * tiles_per_chunk_);
     for (Index k = chunk * tiles_per_chunk_; k < end; ++k) {
       Tile t{};
-      if (flat()) t = {0, 1, k * tile_, std::min(tile_, p_.columns - k * tile_)};
+      if (flat())
+        t = {0, 1, k * tile_, std::min(tile_, p_.columns - k * tile_)};
       else {
         t.row = k * tile_rows_;
         t.rows = std::min(tile_rows_, p_.rows - t.row);
@@ -201,7 +218,8 @@ template <class T> class Interpreter {
       for (const Exec& e : code_) run_op(e, t, scratch, folds);
       for (int r : p_.outputs)
         if (const Place& p = places_[ix(r)]; p.copy_to != nullptr) {
-          const Index first = p.layout == Layout::full ? t.first : t.row, count = p.layout == Layout::full ? t.count : t.rows;
+          const Index first = p.layout == Layout::full ? t.first : t.row,
+                      count = p.layout == Layout::full ? t.count : t.rows;
           std::memcpy(p.copy_to + ix(first) * p.element, scratch + p.offset, ix(count) * p.element);
         }
     }
@@ -220,19 +238,29 @@ template <class T> class Interpreter {
       case Kind::reduce_columns:
         table_.sum_cols(at<T>(e.in[0], t, scratch), t.rows, cols, cols, folds + e.fold);
         return;
-      case Kind::reduce_row: reduce_row(e, t, scratch); return;
-      case Kind::expand:
-        if (places_[ix(e.out)].element == sizeof(T)) expand<T>(e, t, scratch);
-        else expand<std::int32_t>(e, t, scratch);
+      case Kind::reduce_row:
+        reduce_row(e, t, scratch);
         return;
-      case Kind::elementwise: break;
+      case Kind::expand:
+        if (places_[ix(e.out)].element == sizeof(T))
+          expand<T>(e, t, scratch);
+        else
+          expand<std::int32_t>(e, t, scratch);
+        return;
+      case Kind::elementwise:
+        break;
     }
     // A row result is one flat stretch of t.rows numbers, a full one t.rows stretches of cols.
     const Index n = row_result ? t.rows : t.count;
     auto operand_stride = [&](int reg) { return row_result ? 0 : stride(reg); };
-    auto whole = [&](int reg) { return one_number(reg, row_result) ? places_[ix(reg)].layout == Layout::scalar : places_[ix(reg)].layout != Layout::column; };
+    auto whole = [&](int reg) {
+      return one_number(reg, row_result) ? places_[ix(reg)].layout == Layout::scalar
+                                         : places_[ix(reg)].layout != Layout::column;
+    };
     switch (e.kernel.kind) {
-      case RowKernel::unary: table_.unary[e.kernel.code](at<T>(e.in[0], t, scratch), at<T>(e.out, t, scratch), n, e.p, e.q); return;
+      case RowKernel::unary:
+        table_.unary[e.kernel.code](at<T>(e.in[0], t, scratch), at<T>(e.out, t, scratch), n, e.p, e.q);
+        return;
       case RowKernel::cast: {
         const std::int32_t* x = at<std::int32_t>(e.in[0], t, scratch);
         T* y = at<T>(e.out, t, scratch);
@@ -247,32 +275,46 @@ template <class T> class Interpreter {
         const bool one_row = row_result || flat() || (whole(a) && whole(b));
         const Index rows = one_row ? 1 : t.rows, length = one_row ? n : cols;
         if (e.kernel.kind == RowKernel::binary)
-          table_.binary[e.kernel.code][mode](at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch), operand_stride(b), at<T>(e.out, t, scratch), rows, length);
+          table_.binary[e.kernel.code][mode](at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch),
+                                             operand_stride(b), at<T>(e.out, t, scratch), rows, length);
         else
-          table_.compare[e.kernel.code][mode](at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch), operand_stride(b), at<std::int32_t>(e.out, t, scratch), rows, length);
+          table_.compare[e.kernel.code][mode](at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch),
+                                              operand_stride(b), at<std::int32_t>(e.out, t, scratch), rows, length);
         return;
       }
       case RowKernel::where: {
         const int c = e.in[0], a = e.in[1], b = e.in[2];
-        const std::size_t mode = (one_number(c, row_result) ? 1u : 0u) | (one_number(a, row_result) ? 2u : 0u) | (one_number(b, row_result) ? 4u : 0u);
+        const std::size_t mode = (one_number(c, row_result) ? 1u : 0u) | (one_number(a, row_result) ? 2u : 0u) |
+                                 (one_number(b, row_result) ? 4u : 0u);
         const bool one_row = row_result || flat() || (whole(c) && whole(a) && whole(b));
-        table_.where[mode](at<std::int32_t>(c, t, scratch), operand_stride(c), at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch), operand_stride(b),
-                           at<T>(e.out, t, scratch), one_row ? 1 : t.rows, one_row ? n : cols);
+        table_.where[mode](at<std::int32_t>(c, t, scratch), operand_stride(c), at<T>(a, t, scratch), operand_stride(a),
+                           at<T>(b, t, scratch), operand_stride(b), at<T>(e.out, t, scratch), one_row ? 1 : t.rows,
+                           one_row ? n : cols);
         return;
       }
-      default: return;
+      default:
+        return;
     }
   }
 
-  template <class U> void expand(const Exec& e, const Tile& t, std::byte* scratch) const {
+  template <class U>
+  void expand(const Exec& e, const Tile& t, std::byte* scratch) const {
     const U* x = at<U>(e.in[0], t, scratch);
     U* y = at<U>(e.out, t, scratch);
     const Index cols = columns_of(t);
     for (Index r = 0; r < t.rows; ++r, y += cols) switch (places_[ix(e.in[0])].layout) {
-        case Layout::full: std::memcpy(y, x + r * cols, ix(cols) * sizeof(U)); break;
-        case Layout::column: std::memcpy(y, x, ix(cols) * sizeof(U)); break;
-        case Layout::row: std::fill(y, y + cols, x[r]); break;
-        case Layout::scalar: std::fill(y, y + cols, *x); break;
+        case Layout::full:
+          std::memcpy(y, x + r * cols, ix(cols) * sizeof(U));
+          break;
+        case Layout::column:
+          std::memcpy(y, x, ix(cols) * sizeof(U));
+          break;
+        case Layout::row:
+          std::fill(y, y + cols, x[r]);
+          break;
+        case Layout::scalar:
+          std::fill(y, y + cols, *x);
+          break;
       }
   }
 
@@ -314,7 +356,8 @@ template <class T> class Interpreter {
   Scratch scratch_;
 };
 
-template <class T> class RowProgramStep final : public Step {
+template <class T>
+class RowProgramStep final : public Step {
  public:
   RowProgramStep(LowerCtx& ctx, const RowProgram& program) : interpreter_(ctx, program) {}
   void run() override { interpreter_.run(); }
@@ -328,7 +371,8 @@ template <class T> class RowProgramStep final : public Step {
 
 StepPtr lower_row_program(LowerCtx& ctx, int) {
   const RowProgram& program = ctx.tape().row_program(ctx.attrs().i("program"));
-  const bool wide = std::any_of(program.registers.begin(), program.registers.end(), [](const auto& r) { return r.dtype == DType::f64; });
+  const bool wide = std::any_of(program.registers.begin(), program.registers.end(),
+                                [](const auto& r) { return r.dtype == DType::f64; });
   if (wide) return std::make_unique<RowProgramStep<double>>(ctx, program);
   return std::make_unique<RowProgramStep<float>>(ctx, program);
 }

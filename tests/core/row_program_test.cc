@@ -32,7 +32,8 @@ class RandomTape {
  public:
   RandomTape(std::uint32_t seed, DType dtype) : rng_(seed), dtype_(dtype) {
     a_ = 1 + pick(4), b_ = 1 + pick(30), c_ = 1 + pick(seed % 7 == 0 ? 700 : 70);
-    for (const Shape& s : {Shape{a_, b_, c_}, Shape{a_ * b_, c_}, Shape{a_, b_, 1}, Shape{c_}, Shape{}, Shape{a_, b_, c_}}) {
+    for (const Shape& s :
+         {Shape{a_, b_, c_}, Shape{a_ * b_, c_}, Shape{a_, b_, 1}, Shape{c_}, Shape{}, Shape{a_, b_, c_}}) {
       const TensorType type{dtype, s};
       add(tape_.input("x" + std::to_string(feeds_.size()), type), true);
       feeds_.push_back(random_tensor(rng_, type));
@@ -40,7 +41,8 @@ class RandomTape {
     const int ops = 4 + pick(30);
     for (int i = 0; i < ops; ++i) grow();
     for (const auto& v : values_)
-      if (tape_.instrs()[static_cast<std::size_t>(tape_.producer(v.value.id))].inputs.size() > 0 && pick(3) == 0) fetches_.push_back(v.value);
+      if (tape_.instrs()[static_cast<std::size_t>(tape_.producer(v.value.id))].inputs.size() > 0 && pick(3) == 0)
+        fetches_.push_back(v.value);
     if (fetches_.empty()) fetches_.push_back(values_.back().value);
   }
 
@@ -60,7 +62,10 @@ class RandomTape {
   std::string text() const { return tape_.to_string(); }
 
  private:
-  struct Entry { Value value; bool exact; };
+  struct Entry {
+    Value value;
+    bool exact;
+  };
 
   int pick(std::int64_t n) { return static_cast<int>(rng_() % static_cast<std::uint32_t>(n)); }
   void add(Value v, bool exact) { values_.push_back({v, exact}); }
@@ -70,10 +75,18 @@ class RandomTape {
     const Entry x = any();
     const int rank = x.value.shape().rank();
     switch (pick(15)) {
-      case 0: add(tanh(x.value), x.exact); return;
-      case 1: add(sqrt(abs(x.value) + 0.5), x.exact); return;
-      case 2: add(relu(x.value), x.exact); return;
-      case 3: add(clamp(square(x.value), 0.0, 2.0), x.exact); return;
+      case 0:
+        add(tanh(x.value), x.exact);
+        return;
+      case 1:
+        add(sqrt(abs(x.value) + 0.5), x.exact);
+        return;
+      case 2:
+        add(relu(x.value), x.exact);
+        return;
+      case 3:
+        add(clamp(square(x.value), 0.0, 2.0), x.exact);
+        return;
       case 4:
       case 5:
       case 6:
@@ -86,11 +99,21 @@ class RandomTape {
         }
         const bool exact = x.exact && y.exact;
         switch (pick(6)) {
-          case 0: add(tanh(x.value + y.value), exact); return;
-          case 1: add(x.value - 0.5 * y.value, exact); return;
-          case 2: add(tanh(x.value * y.value), exact); return;
-          case 3: add(x.value / (1.0 + abs(y.value)), exact); return;
-          case 4: add(minimum(x.value, y.value), exact); return;
+          case 0:
+            add(tanh(x.value + y.value), exact);
+            return;
+          case 1:
+            add(x.value - 0.5 * y.value, exact);
+            return;
+          case 2:
+            add(tanh(x.value * y.value), exact);
+            return;
+          case 3:
+            add(x.value / (1.0 + abs(y.value)), exact);
+            return;
+          case 4:
+            add(minimum(x.value, y.value), exact);
+            return;
           default:
             if (exact) add(where(greater(x.value, y.value), x.value, y.value), true);
             return;
@@ -109,11 +132,16 @@ class RandomTape {
           add(mean(x.value, leading), false);
         }
         return;
-      case 11: add(mean(x.value), false); return;
+      case 11:
+        add(mean(x.value), false);
+        return;
       case 12:
-        if (x.value.shape() == Shape{a_, b_, c_}) add(reshape(x.value, Shape{a_ * b_, c_}), x.exact);
-        else if (x.value.shape() == Shape{a_ * b_, c_}) add(reshape(x.value, Shape{a_, b_, c_}), x.exact);
-        else if (x.value.shape() == Shape{a_, b_}) add(reshape(x.value, Shape{a_, b_, 1}), x.exact);
+        if (x.value.shape() == Shape{a_, b_, c_})
+          add(reshape(x.value, Shape{a_ * b_, c_}), x.exact);
+        else if (x.value.shape() == Shape{a_ * b_, c_})
+          add(reshape(x.value, Shape{a_, b_, c_}), x.exact);
+        else if (x.value.shape() == Shape{a_, b_})
+          add(reshape(x.value, Shape{a_, b_, 1}), x.exact);
         return;
       case 13:
         try {
@@ -123,7 +151,8 @@ class RandomTape {
         }
         return;
       default:
-        if (rank == 3) add(transpose(transpose(x.value, {0, 2, 1}), {0, 2, 1}), x.exact);   // leaves the space and comes back
+        if (rank == 3)
+          add(transpose(transpose(x.value, {0, 2, 1}), {0, 2, 1}), x.exact);  // leaves the space and comes back
         return;
     }
   }
@@ -141,7 +170,7 @@ double worst_difference(const Tensor& a, const Tensor& b) {
   double worst = 0;
   for (std::int64_t i = 0; i < a.elements(); ++i) {
     const double d = std::abs(a.at(i) - b.at(i)) / (1 + std::abs(a.at(i)));
-    worst = d <= worst ? worst : d;      // keeps NaN
+    worst = d <= worst ? worst : d;  // keeps NaN
   }
   return worst;
 }
@@ -156,9 +185,10 @@ TEST(RowPrograms, RandomTapesAgreeWithUnfused) {
     const auto fused = tape.run({}, &regions), unfused = tape.run(plain);
     for (std::size_t k = 0; k < fused.size(); ++k)
       ASSERT_LE(worst_difference(unfused[k], fused[k]), dtype == DType::f32 ? 2e-5 : 1e-12)
-          << "seed " << seed << ", fetch " << k << "\n" << tape.text();
+          << "seed " << seed << ", fetch " << k << "\n"
+          << tape.text();
   }
-  EXPECT_GT(regions, 1500u);             // the comparison is of something
+  EXPECT_GT(regions, 1500u);  // the comparison is of something
 }
 
 TEST(RowPrograms, ThreadsDoNotChangeABit) {
@@ -171,7 +201,8 @@ TEST(RowPrograms, ThreadsDoNotChangeABit) {
       set_threads(n);
       const auto many = tape.run({});
       for (std::size_t k = 0; k < one.size(); ++k)
-        ASSERT_EQ(std::memcmp(one[k].data(), many[k].data(), one[k].bytes()), 0) << "seed " << seed * 7 << ", " << n << " threads";
+        ASSERT_EQ(std::memcmp(one[k].data(), many[k].data(), one[k].bytes()), 0)
+            << "seed " << seed * 7 << ", " << n << " threads";
     }
   }
   set_threads(before);
@@ -187,8 +218,10 @@ TEST(RowPrograms, RotationTrickIsOneRegionEachWay) {
   std::size_t regions = 0, others = 0;
   for (const Instr& i : p.compiled_tape().instrs()) {
     const Role role = op_def(i.op).role;
-    if (role == Role::region) ++regions;
-    else if (role != Role::input && role != Role::constant && role != Role::alias) ++others;
+    if (role == Role::region)
+      ++regions;
+    else if (role != Role::input && role != Role::constant && role != Role::alias)
+      ++others;
   }
   EXPECT_EQ(regions, 1u) << p.compiled_tape().to_string();
   EXPECT_EQ(others, 0u) << p.compiled_tape().to_string();
@@ -201,13 +234,14 @@ TEST(RowPrograms, SaysItsFormula) {
   const Program p = compile(t, {y}, backend("cpu"));
   ASSERT_EQ(p.stats().steps, 1u);
   EXPECT_NE(p.explain().find("8 x 4"), std::string::npos) << p.explain();
-  EXPECT_NE(p.explain().find("r3 = mul r0 r1; r4 = add r3 r2; r5 = square r4; r6 = row sum r5"), std::string::npos) << p.explain();
+  EXPECT_NE(p.explain().find("r3 = mul r0 r1; r4 = add r3 r2; r5 = square r4; r6 = row sum r5"), std::string::npos)
+      << p.explain();
 }
 
 TEST(RowPrograms, AReductionOverAllRowsIsNotUsedInItsOwnPass) {
   Tape t;
   const Value x = t.input("x", {DType::f32, {6, 5}});
-  const Value centred = x - mean(x, {0}, true);        // needs the whole first pass
+  const Value centred = x - mean(x, {0}, true);  // needs the whole first pass
   const Value y = square(centred) / (1.0 + mean(square(centred)));
   CompileOptions plain;
   plain.fuse = false;
