@@ -50,8 +50,16 @@ TEST(Threads, DoNotChangeTheBitsOfReductions) {
   const Value x = tape.constant(x_rows), codes = tape.constant(code_rows);
   const Value picks = nearest_code(x, codes), q = gather_rows(codes, picks);
   const Value loss = mean(square(q - x));
-  const std::vector<Value> fetches{loss, picks, gradient(loss, codes), sum(x, {0}), sum(x, {1}), sum(exp(x)), histogram(picks, 130),
-                                   scatter_add_rows(picks, x, 130), max(x, {0}), quantile(x, {0.1, 0.9})};
+  const std::vector<Value> fetches{loss,
+                                   picks,
+                                   gradient(loss, codes),
+                                   sum(x, {0}),
+                                   sum(x, {1}),
+                                   sum(exp(x)),
+                                   histogram(picks, 130),
+                                   scatter_add_rows(picks, x, 130),
+                                   max(x, {0}),
+                                   quantile(x, {0.1, 0.9})};
   const int before = threads();
   std::vector<Tensor> first;
   for (const int n : {1, 2, 3}) {
@@ -59,8 +67,10 @@ TEST(Threads, DoNotChangeTheBitsOfReductions) {
     Program p = compile(tape, fetches, cpu_backend());
     p.run();
     for (std::size_t i = 0; i < fetches.size(); ++i) {
-      if (n == 1) first.push_back(p.fetch(fetches[i]));
-      else EXPECT_TRUE(same_bits(p.fetch(fetches[i]), first[i])) << "result " << i << " with " << n << " threads";
+      if (n == 1)
+        first.push_back(p.fetch(fetches[i]));
+      else
+        EXPECT_TRUE(same_bits(p.fetch(fetches[i]), first[i])) << "result " << i << " with " << n << " threads";
     }
   }
   set_threads(before);

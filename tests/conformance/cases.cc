@@ -50,7 +50,7 @@ const std::vector<Case>& all_cases() {
 }
 
 std::vector<Tensor> draw_inputs(const Case& c, std::uint32_t seed) {
-  std::uint64_t key = 1469598103934665603ull;   // FNV-1a of the case's name: every case has numbers of its own
+  std::uint64_t key = 1469598103934665603ull;  // FNV-1a of the case's name: every case has numbers of its own
   for (const char ch : c.op + "." + c.name) key = (key ^ static_cast<unsigned char>(ch)) * 1099511628211ull;
   Rng rng(key + seed);
   std::vector<Tensor> tensors;
@@ -81,8 +81,9 @@ Draw distinct_reals(Shape shape) {
     std::iota(order.begin(), order.end(), 0);
     for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng() % i]);
     const double middle = static_cast<double>(order.size()) / 2;
-    return filled(shape, DType::f32,
-                  [&](std::int64_t i) { return 0.01 * (static_cast<double>(order[static_cast<std::size_t>(i)]) - middle); });
+    return filled(shape, DType::f32, [&](std::int64_t i) {
+      return 0.01 * (static_cast<double>(order[static_cast<std::size_t>(i)]) - middle);
+    });
   };
 }
 
@@ -95,7 +96,8 @@ Draw small_integers(Shape shape, int lo, int hi) {
 
 Draw indices(Shape shape, int below) {
   return [=](Rng& rng) {
-    return filled(shape, DType::i32, [&](auto) { return static_cast<double>(rng() % static_cast<std::uint64_t>(below)); });
+    return filled(shape, DType::i32,
+                  [&](auto) { return static_cast<double>(rng() % static_cast<std::uint64_t>(below)); });
   };
 }
 

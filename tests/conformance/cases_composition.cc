@@ -1,5 +1,4 @@
 // Cases of compositions: what models are written with, and patterns that passes rewrite.
-#include "tests/conformance/cases.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/estimators.h"
@@ -9,6 +8,7 @@
 #include "ops/norm.h"
 #include "ops/reduce.h"
 #include "ops/shape_ops.h"
+#include "tests/conformance/cases.h"
 
 namespace sg::test {
 namespace {
@@ -30,28 +30,29 @@ void add_composition_cases(CaseList& list) {
   list.add("norm", "all", {nonzero_reals({4, 3})}, [](Tape&, In v) { return norm(v[0], {}); });
   list.add("norm", "large", {normal_reals({400, 65})}, [](Tape&, In v) { return norm(v[0], {-1}); }).no_gradcheck();
   list.add("dot", "rows", {normal_reals({4, 3}), normal_reals({4, 3})}, [](Tape&, In v) { return dot(v[0], v[1]); });
-  list.add("normalised_rows", "small", {nonzero_reals({4, 3})}, [](Tape&, In v) { return v[0] / norm(v[0], {-1}, true); });
+  list.add("normalised_rows", "small", {nonzero_reals({4, 3})},
+           [](Tape&, In v) { return v[0] / norm(v[0], {-1}, true); });
   list.add("softmax_cross_entropy", "mean", {normal_reals({6, 4}), indices({6}, 4)},
            [](Tape&, In v) { return mean(cross_entropy(v[0], v[1])); });
-  list.add("softmax_cross_entropy", "by_hand", {normal_reals({6, 4}), indices({6}, 4)}, [](Tape&, In v) {
-    return -mean(sum(log(softmax(v[0])) * one_hot(v[1], 4, v[0].dtype()), {-1}));
-  });
+  list.add("softmax_cross_entropy", "by_hand", {normal_reals({6, 4}), indices({6}, 4)},
+           [](Tape&, In v) { return -mean(sum(log(softmax(v[0])) * one_hot(v[1], 4, v[0].dtype()), {-1})); });
   list.add("mlp", "two_layers", {normal_reals({5, 4}), normal_reals({4, 7}), normal_reals({7}), normal_reals({7, 3})},
            [](Tape&, In v) { return matmul(tanh(matmul(v[0], v[1]) + v[2]), v[3]); });
-  list.add("mlp", "large", {normal_reals({130, 64}), normal_reals({64, 129}, 0.2), normal_reals({129}), normal_reals({129, 33}, 0.2)},
+  list.add("mlp", "large",
+           {normal_reals({130, 64}), normal_reals({64, 129}, 0.2), normal_reals({129}), normal_reals({129, 33}, 0.2)},
            [](Tape&, In v) { return matmul(gelu(matmul(v[0], v[1]) + v[2]), v[3]); })
       .no_gradcheck();
-  list.add("residual_block", "small", {normal_reals({2, 5, 5, 4}), normal_reals({3, 3, 4, 3}), normal_reals({1, 1, 3, 4})},
-           [](Tape&, In v) {
-             return v[0] + conv2d(relu(conv2d(relu(v[0]), v[1], ConvOptions::square(1, 1))), v[2]);
-           })
+  list.add("residual_block", "small",
+           {normal_reals({2, 5, 5, 4}), normal_reals({3, 3, 4, 3}), normal_reals({1, 1, 3, 4})},
+           [](Tape&, In v) { return v[0] + conv2d(relu(conv2d(relu(v[0]), v[1], ConvOptions::square(1, 1))), v[2]); })
       .no_gradcheck();
-  list.add("autoencoder", "small",
-           {normal_reals({2, 8, 8, 1}), normal_reals({4, 4, 1, 6}, 0.3), normal_reals({6}), normal_reals({4, 4, 1, 6}, 0.3)},
-           [](Tape&, In v) {
-             const Value h = silu(conv2d(v[0], v[1], ConvOptions::square(2, 1)) + v[2]);
-             return mean(square(conv2d_transpose(h, v[3], ConvOptions::square(2, 1)) - v[0]));
-           });
+  list.add(
+      "autoencoder", "small",
+      {normal_reals({2, 8, 8, 1}), normal_reals({4, 4, 1, 6}, 0.3), normal_reals({6}), normal_reals({4, 4, 1, 6}, 0.3)},
+      [](Tape&, In v) {
+        const Value h = silu(conv2d(v[0], v[1], ConvOptions::square(2, 1)) + v[2]);
+        return mean(square(conv2d_transpose(h, v[3], ConvOptions::square(2, 1)) - v[0]));
+      });
   list.add("attention", "small", {normal_reals({2, 5, 4}), normal_reals({2, 5, 4}), normal_reals({2, 5, 3})},
            [](Tape&, In v) { return matmul(softmax(0.5 * matmul(v[0], v[1], false, true)), v[2]); });
   list.add("variance", "channels", {normal_reals({3, 4, 4, 5})}, [](Tape&, In v) {
@@ -71,10 +72,12 @@ void add_composition_cases(CaseList& list) {
         .accuracy(64);
     list.add("estimator_" + name, "quantizer", {nonzero_reals({6, 4}), nonzero_reals({5, 4}), normal_reals({4, 3})},
              [estimator](Tape&, In v) { return quantizer_loss(v, estimator); })
-        .accuracy(64).gradcheck = false;
+        .accuracy(64)
+        .gradcheck = false;
     list.add("estimator_" + name, "large", {nonzero_reals({500, 32}), nonzero_reals({500, 32})},
              [estimator](Tape&, In v) { return estimator(v[0], v[1]); })
-        .no_gradcheck().accuracy(64);
+        .no_gradcheck()
+        .accuracy(64);
   }
 }
 

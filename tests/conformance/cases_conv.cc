@@ -1,9 +1,9 @@
-// Cases of convolutions and pooling: kernel sizes, strides, asymmetric padding, dilation, groups, single channels, sizes
-// that strides do not divide, and the layers of the VQ-VAE baseline at a small batch.
-#include "tests/conformance/cases.h"
+// Cases of convolutions and pooling: kernel sizes, strides, asymmetric padding, dilation, groups, single channels,
+// sizes that strides do not divide, and the layers of the VQ-VAE baseline at a small batch.
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/op_ids.h"
+#include "tests/conformance/cases.h"
 
 namespace sg::test {
 namespace {
@@ -15,11 +15,11 @@ struct Layer {
   const char* name;
   std::int64_t n, h, w, c, o, kh, kw;
   ConvOptions options;
-  bool small;   // gradcheck runs on it
+  bool small;  // gradcheck runs on it
 };
 
-ConvOptions with(std::array<std::int64_t, 2> stride, std::array<std::int64_t, 4> pad, std::array<std::int64_t, 2> dilation = {1, 1},
-                 std::int64_t groups = 1) {
+ConvOptions with(std::array<std::int64_t, 2> stride, std::array<std::int64_t, 4> pad,
+                 std::array<std::int64_t, 2> dilation = {1, 1}, std::int64_t groups = 1) {
   return {stride, pad, dilation, groups};
 }
 
@@ -55,8 +55,8 @@ const std::vector<Layer>& layers() {
   return all;
 }
 
-std::int64_t extent(std::int64_t in, std::int64_t before, std::int64_t after, std::int64_t dilation, std::int64_t kernel,
-                    std::int64_t stride) {
+std::int64_t extent(std::int64_t in, std::int64_t before, std::int64_t after, std::int64_t dilation,
+                    std::int64_t kernel, std::int64_t stride) {
   return (in + before + after - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
@@ -66,7 +66,8 @@ void add_layer(CaseList& list, const Layer& l) {
   const Shape y{l.n, extent(l.h, p.pad[0], p.pad[2], p.dilation[0], l.kh, p.stride[0]),
                 extent(l.w, p.pad[1], p.pad[3], p.dilation[1], l.kw, p.stride[1]), l.o};
   const std::array<std::int64_t, 2> size{l.h, l.w}, kernel{l.kh, l.kw};
-  list.add("conv2d", l.name, {normal_reals(x), normal_reals(w, 0.5)}, [p](Tape&, In v) { return conv2d(v[0], v[1], p); })
+  list.add("conv2d", l.name, {normal_reals(x), normal_reals(w, 0.5)},
+           [p](Tape&, In v) { return conv2d(v[0], v[1], p); })
       .gradcheck = l.small;
   list.add("conv2d_transpose", l.name, {normal_reals(y), normal_reals(w, 0.5)},
            [p, size](Tape&, In v) { return conv2d_transpose(v[0], v[1], p, size); })
@@ -77,8 +78,11 @@ void add_layer(CaseList& list, const Layer& l) {
 }
 
 Attrs bias_attrs(const ConvOptions& p, std::int64_t relu) {
-  return Attrs{{"stride", List{p.stride[0], p.stride[1]}}, {"pad", List{p.pad[0], p.pad[1], p.pad[2], p.pad[3]}},
-               {"dilation", List{p.dilation[0], p.dilation[1]}}, {"groups", p.groups}, {"relu", relu}};
+  return Attrs{{"stride", List{p.stride[0], p.stride[1]}},
+               {"pad", List{p.pad[0], p.pad[1], p.pad[2], p.pad[3]}},
+               {"dilation", List{p.dilation[0], p.dilation[1]}},
+               {"groups", p.groups},
+               {"relu", relu}};
 }
 
 }  // namespace
@@ -87,7 +91,8 @@ void add_conv_cases(CaseList& list) {
   for (const auto& layer : layers()) add_layer(list, layer);
   list.add("conv2d", "exact", {small_integers({2, 9, 9, 5}, -3, 3), small_integers({3, 3, 5, 7}, -3, 3)},
            [](Tape&, In v) { return conv2d(v[0], v[1], ConvOptions::square(1, 1)); })
-      .no_gradient().accuracy(0, 0);
+      .no_gradient()
+      .accuracy(0, 0);
   list.add("conv2d", "no_images", {normal_reals({0, 5, 5, 2}), normal_reals({3, 3, 2, 4})},
            [](Tape&, In v) { return conv2d(v[0], v[1]); })
       .no_gradcheck();
@@ -99,16 +104,19 @@ void add_conv_cases(CaseList& list) {
     const auto build = [relu](ConvOptions p) {
       return [=](Tape& t, In v) { return t.emit1(OpId::conv2d_bias, {v[0], v[1], v[2]}, bias_attrs(p, relu)); };
     };
-    list.add("conv2d_bias", "k3p1" + suffix, {normal_reals({2, 4, 5, 3}), normal_reals({3, 3, 3, 2}), normal_reals({2})},
+    list.add("conv2d_bias", "k3p1" + suffix,
+             {normal_reals({2, 4, 5, 3}), normal_reals({3, 3, 3, 2}), normal_reals({2})},
              build(ConvOptions::square(1, 1)));
-    list.add("conv2d_bias", "k4s2p1" + suffix, {normal_reals({1, 8, 6, 2}), normal_reals({4, 4, 2, 5}), normal_reals({5})},
+    list.add("conv2d_bias", "k4s2p1" + suffix,
+             {normal_reals({1, 8, 6, 2}), normal_reals({4, 4, 2, 5}), normal_reals({5})},
              build(ConvOptions::square(2, 1)));
     list.add("conv2d_bias", "large" + suffix,
              {normal_reals({3, 14, 14, 32}), normal_reals({3, 3, 32, 48}, 0.1), normal_reals({48})},
              build(ConvOptions::square(1, 1)))
         .no_gradcheck();
     // What a model writes; backends may make a conv2d_bias of it.
-    list.add("conv_bias_written", "k3p1" + suffix, {normal_reals({2, 6, 6, 3}), normal_reals({3, 3, 3, 8}), normal_reals({8})},
+    list.add("conv_bias_written", "k3p1" + suffix,
+             {normal_reals({2, 6, 6, 3}), normal_reals({3, 3, 3, 8}), normal_reals({8})},
              [relu](Tape&, In v) {
                const Value y = conv2d(v[0], v[1], ConvOptions::square(1, 1)) + v[2];
                return relu ? sg::relu(y) : y;
@@ -123,13 +131,21 @@ void add_conv_cases(CaseList& list) {
   list.add("upsample", "large", {normal_reals({3, 14, 14, 33})}, enlarge(2, 2)).no_gradcheck();
 
   list.add("avg_pool", "two", {normal_reals({2, 4, 6, 3})}, [](Tape&, In v) { return avg_pool(v[0], {2, 2}); });
-  list.add("avg_pool", "overlapping", {normal_reals({1, 7, 6, 2})},
-           [](Tape&, In v) { return avg_pool(v[0], {3, 3}, {2, 2}, {1, 1, 1, 1}); });
-  list.add("avg_pool", "asymmetric", {normal_reals({1, 5, 6, 2})},
-           [](Tape&, In v) { return avg_pool(v[0], {2, 3}, {1, 2}, {0, 1, 1, 0}); });
-  list.add("avg_pool", "leftover", {normal_reals({1, 7, 8, 2})}, [](Tape&, In v) { return avg_pool(v[0], {3, 3}, {3, 3}); });
+  list.add("avg_pool", "overlapping", {normal_reals({1, 7, 6, 2})}, [](Tape&, In v) {
+    return avg_pool(v[0], {3, 3}, {2, 2}, {1, 1, 1, 1});
+  });
+  list.add("avg_pool", "asymmetric", {normal_reals({1, 5, 6, 2})}, [](Tape&, In v) {
+    return avg_pool(v[0], {2, 3}, {1, 2}, {0, 1, 1, 0});
+  });
+  list.add("avg_pool", "leftover", {normal_reals({1, 7, 8, 2})}, [](Tape&, In v) {
+    return avg_pool(v[0], {3, 3}, {3, 3});
+  });
   list.add("avg_pool", "whole_image", {normal_reals({2, 5, 4, 3})}, [](Tape&, In v) { return avg_pool(v[0], {5, 4}); });
-  list.add("avg_pool", "large", {normal_reals({3, 28, 28, 17})}, [](Tape&, In v) { return avg_pool(v[0], {2, 2}); }).no_gradcheck();
+  list.add("avg_pool", "large", {normal_reals({3, 28, 28, 17})},
+           [](Tape&, In v) {
+             return avg_pool(v[0], {2, 2});
+           })
+      .no_gradcheck();
 }
 
 }  // namespace sg::test

@@ -1,13 +1,13 @@
-// Cases of rows by index. nearest_code is compared by the distance to the chosen code where rounding may decide a choice,
-// and by index where all distances are exact.
+// Cases of rows by index. nearest_code is compared by the distance to the chosen code where rounding may decide a
+// choice, and by index where all distances are exact.
 #include <fmt/format.h>
 
 #include <cmath>
 
-#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/index.h"
 #include "ops/reduce.h"
+#include "tests/conformance/cases.h"
 
 namespace sg::test {
 namespace {
@@ -33,14 +33,16 @@ std::string same_distance(std::span<const Tensor> inputs, const Tensor& got, con
     const double mine = distance(z, codes, row, a, cosine), best = distance(z, codes, row, b, cosine);
     double size = 1;
     if (!cosine)
-      for (std::int64_t i = 0; i < z.shape()[1]; ++i) size += z.at(row * z.shape()[1] + i) * z.at(row * z.shape()[1] + i);
+      for (std::int64_t i = 0; i < z.shape()[1]; ++i)
+        size += z.at(row * z.shape()[1] + i) * z.at(row * z.shape()[1] + i);
     if (std::abs(mine - best) > 1e-5 * size)
       return fmt::format("row {}: code {} at distance {}, but code {} is at {}", row, a, mine, b, best);
   }
   return {};
 }
 
-void add_nearest(CaseList& list, const std::string& name, std::int64_t n, std::int64_t k, std::int64_t d, double scale = 1) {
+void add_nearest(CaseList& list, const std::string& name, std::int64_t n, std::int64_t k, std::int64_t d,
+                 double scale = 1) {
   for (const bool cosine : {false, true}) {
     const Metric metric = cosine ? Metric::cosine : Metric::euclidean;
     list.add("nearest_code", name + (cosine ? "_cosine" : ""), {normal_reals({n, d}, scale), normal_reals({k, d})},
@@ -60,13 +62,16 @@ void add_index_cases(CaseList& list) {
   list.add("gather_rows", "no_indices", {normal_reals({4, 2}), indices({0}, 4)}, gather).no_gradcheck();
   list.add("gather_rows", "large", {normal_reals({512, 64}), indices({3000}, 512)}, gather).no_gradcheck();
 
-  const auto scatter = [](std::int64_t rows) { return [rows](Tape&, In v) { return scatter_add_rows(v[0], v[1], rows); }; };
+  const auto scatter = [](std::int64_t rows) {
+    return [rows](Tape&, In v) { return scatter_add_rows(v[0], v[1], rows); };
+  };
   list.add("scatter_add_rows", "small", {indices({7}, 4), normal_reals({7, 3})}, scatter(4));
   list.add("scatter_add_rows", "matrix_of_indices", {indices({2, 3}, 4), normal_reals({2, 3, 5})}, scatter(4));
   list.add("scatter_add_rows", "all_to_one", {ints({4}, {2, 2, 2, 2}), normal_reals({4, 3})}, scatter(3));
   list.add("scatter_add_rows", "none", {indices({0}, 4), normal_reals({0, 3})}, scatter(4)).no_gradcheck();
   list.add("scatter_add_rows", "exact", {indices({4000}, 64), small_integers({4000, 16}, -8, 8)}, scatter(64))
-      .no_gradient().accuracy(0, 0);
+      .no_gradient()
+      .accuracy(0, 0);
   list.add("scatter_add_rows", "large", {indices({5000}, 513), normal_reals({5000, 64})}, scatter(513)).no_gradcheck();
 
   const auto hot = [](std::int64_t depth) { return [depth](Tape&, In v) { return one_hot(v[0], depth); }; };
@@ -93,7 +98,8 @@ void add_index_cases(CaseList& list) {
   list.add("nearest_code", "no_rows", {normal_reals({0, 4}), normal_reals({5, 4})}, nearest);
   list.add("nearest_code", "ties", {small_integers({200, 2}, -2, 2), small_integers({70, 2}, -2, 2)}, nearest);
   list.add("nearest_code", "all_codes_equal", {normal_reals({40, 5}), small_integers({65, 5}, 1, 1)}, nearest);
-  list.add("nearest_code", "codes_themselves", {small_integers({33, 8}, -9, 9), small_integers({99, 8}, -9, 9)}, nearest);
+  list.add("nearest_code", "codes_themselves", {small_integers({33, 8}, -9, 9), small_integers({99, 8}, -9, 9)},
+           nearest);
 }
 
 }  // namespace sg::test

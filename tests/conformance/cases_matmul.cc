@@ -1,9 +1,10 @@
-// Cases of matmul: the four transposes, batches and their broadcasting, sizes that no tile divides, one row, one column.
+// Cases of matmul: the four transposes, batches and their broadcasting, sizes that no tile divides, one row, one
+// column.
 #include <cmath>
 
-#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
+#include "tests/conformance/cases.h"
 
 namespace sg::test {
 
@@ -34,14 +35,19 @@ void add_matmul_cases(CaseList& list) {
   list.add("matmul", "batch_against_matrix", {normal_reals({2, 3, 4}), normal_reals({4, 2})}, product(false, false));
   list.add("matmul", "matrix_against_batch", {normal_reals({3, 4}), normal_reals({2, 4, 2})}, product(false, false));
   list.add("matmul", "two_batch_axes", {normal_reals({2, 3, 2, 4}), normal_reals({2, 3, 4, 3})}, product(false, false));
-  list.add("matmul", "two_batch_axes_broadcast", {normal_reals({2, 1, 2, 4}), normal_reals({3, 4, 3})}, product(false, false));
+  list.add("matmul", "two_batch_axes_broadcast", {normal_reals({2, 1, 2, 4}), normal_reals({3, 4, 3})},
+           product(false, false));
   list.add("matmul", "inner_one", {normal_reals({4, 1}), normal_reals({1, 3})}, product(false, false));
   list.add("matmul", "inner_zero", {normal_reals({4, 0}), normal_reals({0, 3})}, product(false, false)).no_gradcheck();
   list.add("matmul", "no_rows", {normal_reals({0, 4}), normal_reals({4, 3})}, product(false, false)).no_gradcheck();
-  list.add("matmul", "exact", {small_integers({65, 100}, -4, 4), small_integers({100, 33}, -4, 4)}, product(false, false))
-      .no_gradient().accuracy(0, 0);
-  list.add("matmul", "with_itself", {normal_reals({4, 4})}, [](Tape&, In x) { return matmul(x[0], x[0], false, true); });
-  list.add("matmul", "infinity", {reals({2, 2}, {1, 1, 0, HUGE_VALF}), normal_reals({2, 2}, 1, 5)}, product(false, false))
+  list.add("matmul", "exact", {small_integers({65, 100}, -4, 4), small_integers({100, 33}, -4, 4)},
+           product(false, false))
+      .no_gradient()
+      .accuracy(0, 0);
+  list.add("matmul", "with_itself", {normal_reals({4, 4})},
+           [](Tape&, In x) { return matmul(x[0], x[0], false, true); });
+  list.add("matmul", "infinity", {reals({2, 2}, {1, 1, 0, HUGE_VALF}), normal_reals({2, 2}, 1, 5)},
+           product(false, false))
       .no_gradient();
 }
 

@@ -1,16 +1,19 @@
 // Cases of softmax and the normalisations, also on rows that are constant, of one element, or far from zero.
 #include <cmath>
 
-#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/norm.h"
+#include "tests/conformance/cases.h"
 
 namespace sg::test {
 
 using In = std::span<const Value>;
 
 void add_norm_cases(CaseList& list) {
-  struct Row { const char* op; Value (*f)(Operand); };
+  struct Row {
+    const char* op;
+    Value (*f)(Operand);
+  };
   for (const auto& row : {Row{"softmax", softmax}, Row{"log_softmax", log_softmax}}) {
     const Build build = [f = row.f](Tape&, In v) { return f(v[0]); };
     list.add(row.op, "small", {normal_reals({3, 5}, 2)}, build);
@@ -36,9 +39,11 @@ void add_norm_cases(CaseList& list) {
   };
   list.add("layer_norm", "small", with_affine({3, 6}), layer);
   list.add("layer_norm", "rank_four", with_affine({2, 2, 3, 5}), layer);
-  list.add("layer_norm", "constant_rows", {small_integers({2, 5}, 3, 3), uniform_reals({5}, 0.5, 1.5), normal_reals({5})}, layer)
-      .no_gradcheck().accuracy(64);
-  list.add("layer_norm", "two_channels", with_affine({4, 2}, 3), layer).accuracy(128, 1e-5);   // the derivative cancels
+  list.add("layer_norm", "constant_rows",
+           {small_integers({2, 5}, 3, 3), uniform_reals({5}, 0.5, 1.5), normal_reals({5})}, layer)
+      .no_gradcheck()
+      .accuracy(64);
+  list.add("layer_norm", "two_channels", with_affine({4, 2}, 3), layer).accuracy(128, 1e-5);  // the derivative cancels
   list.add("layer_norm", "far", with_affine({6, 33}, 1, 50), layer).accuracy(512).no_gradcheck();
   list.add("layer_norm", "large", with_affine({300, 129}), layer).no_gradcheck();
 
@@ -48,7 +53,9 @@ void add_norm_cases(CaseList& list) {
   list.add("rms_norm", "zero_rows", {small_integers({2, 5}, 0, 0), uniform_reals({5}, 0.5, 1.5)}, rms).no_gradcheck();
   list.add("rms_norm", "large", {normal_reals({300, 129}), uniform_reals({129}, 0.5, 1.5)}, rms).no_gradcheck();
 
-  const auto group = [](std::int64_t groups) { return [groups](Tape&, In v) { return group_norm(v[0], v[1], v[2], groups); }; };
+  const auto group = [](std::int64_t groups) {
+    return [groups](Tape&, In v) { return group_norm(v[0], v[1], v[2], groups); };
+  };
   list.add("group_norm", "two_groups", with_affine({2, 3, 3, 4}), group(2));
   list.add("group_norm", "one_group", with_affine({2, 2, 3, 3}), group(1));
   list.add("group_norm", "instance", with_affine({2, 3, 3, 3}), group(3));

@@ -1,18 +1,23 @@
 // Cases of random numbers: the same on every backend, to the last bit for uniform.
-#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/random.h"
 #include "ops/reduce.h"
+#include "tests/conformance/cases.h"
 
 namespace sg::test {
 
 using In = std::span<const Value>;
 
 void add_random_cases(CaseList& list) {
-  struct Row { const char* op; Value (*f)(Operand, Shape, DType); };
+  struct Row {
+    const char* op;
+    Value (*f)(Operand, Shape, DType);
+  };
   for (const auto& row : {Row{"uniform", [](Operand s, Shape shape, DType t) { return uniform(s, shape, t); }},
                           Row{"normal", [](Operand s, Shape shape, DType t) { return normal(s, shape, t); }}}) {
-    const auto numbers = [f = row.f](Shape shape, DType t = DType::f32) { return [=](Tape&, In v) { return f(v[0], shape, t); }; };
+    const auto numbers = [f = row.f](Shape shape, DType t = DType::f32) {
+      return [=](Tape&, In v) { return f(v[0], shape, t); };
+    };
     const double c = row.op == std::string_view("uniform") ? 0 : 4;
     list.add(row.op, "small", {ints({2}, {17, 3})}, numbers({3, 5})).accuracy(c, 0);
     list.add(row.op, "scalar", {ints({2}, {17, 4})}, numbers({})).accuracy(c, 0);

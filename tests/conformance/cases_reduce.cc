@@ -1,9 +1,10 @@
-// Cases of reductions: each kind of axes (all, last, first, middle, several, none left), keep, ties, extents of 0 and 1.
+// Cases of reductions: each kind of axes (all, last, first, middle, several, none left), keep, ties, extents of 0
+// and 1.
 #include <cmath>
 
-#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/reduce.h"
+#include "tests/conformance/cases.h"
 
 namespace sg::test {
 namespace {
@@ -11,7 +12,10 @@ namespace {
 using In = std::span<const Value>;
 using Reduce = Value (*)(Operand, Axes, bool);
 
-struct Row { const char* op; Reduce f; };
+struct Row {
+  const char* op;
+  Reduce f;
+};
 constexpr Row kReductions[] = {{"sum", sum}, {"mean", mean}, {"reduce_max", max}, {"reduce_min", min}};
 
 Build over(Reduce f, Axes axes, bool keep) {
@@ -49,11 +53,12 @@ void add_reduce_cases(CaseList& list) {
   list.add("reduce_max", "integers", {indices({7, 9}, 100)}, over(max, {1}, false));
   list.add("reduce_min", "integers", {indices({7, 9}, 100)}, over(min, {0}, true));
 
-  struct Arg { const char* op; Value (*f)(Operand, std::int64_t); };
+  struct Arg {
+    const char* op;
+    Value (*f)(Operand, std::int64_t);
+  };
   for (const auto& row : {Arg{"argmax", argmax}, Arg{"argmin", argmin}}) {
-    const auto along = [&](std::int64_t axis) {
-      return [f = row.f, axis](Tape&, In x) { return f(x[0], axis); };
-    };
+    const auto along = [&](std::int64_t axis) { return [f = row.f, axis](Tape&, In x) { return f(x[0], axis); }; };
     list.add(row.op, "last", {normal_reals({5, 7})}, along(-1));
     list.add(row.op, "first", {normal_reals({5, 7})}, along(0));
     list.add(row.op, "middle", {normal_reals({3, 5, 4})}, along(1));
@@ -62,7 +67,8 @@ void add_reduce_cases(CaseList& list) {
     list.add(row.op, "one", {normal_reals({5, 1})}, along(1));
     list.add(row.op, "integers", {indices({5, 40}, 7)}, along(-1));
     list.add(row.op, "large", {normal_reals({700, 513})}, along(-1));
-    list.add(row.op, "infinities", {reals({2, 4}, {HUGE_VALF, 1, HUGE_VALF, -HUGE_VALF, -HUGE_VALF, 0, -HUGE_VALF, 1})}, along(-1));
+    list.add(row.op, "infinities", {reals({2, 4}, {HUGE_VALF, 1, HUGE_VALF, -HUGE_VALF, -HUGE_VALF, 0, -HUGE_VALF, 1})},
+             along(-1));
   }
 
   const auto quantiles = [](std::vector<double> q) { return [q](Tape&, In x) { return quantile(x[0], q); }; };

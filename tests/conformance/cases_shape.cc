@@ -1,9 +1,9 @@
 // Cases of ops that move elements. Their results are compared without any tolerance.
-#include "tests/conformance/cases.h"
 #include "ops/elementwise.h"
 #include "ops/gradient.h"
-#include "ops/shape_ops.h"
 #include "ops/op_ids.h"
+#include "ops/shape_ops.h"
+#include "tests/conformance/cases.h"
 
 namespace sg::test {
 
@@ -20,9 +20,13 @@ void add_shape_cases(CaseList& list) {
 
   exact("reshape", "flatten", {normal_reals({2, 3, 4})}, [](Tape&, In x) { return reshape(x[0], Shape{24}); });
   exact("reshape", "deduced", {normal_reals({2, 3, 4})}, [](Tape&, In x) { return reshape(x[0], List{6, -1}); });
-  exact("reshape", "of_a_product", {normal_reals({2, 6})}, [](Tape&, In x) { return square(reshape(2.0 * x[0], Shape{3, 4})); });
+  exact("reshape", "of_a_product", {normal_reals({2, 6})}, [](Tape&, In x) {
+    return square(reshape(2.0 * x[0], Shape{3, 4}));
+  });
   exact("reshape", "integers", {indices({4, 2}, 9)}, [](Tape&, In x) { return reshape(x[0], Shape{2, 4}); });
-  exact("reshape", "empty", {normal_reals({0, 3})}, [](Tape&, In x) { return reshape(x[0], Shape{3, 0}); }).no_gradcheck();
+  exact("reshape", "empty", {normal_reals({0, 3})}, [](Tape&, In x) {
+    return reshape(x[0], Shape{3, 0});
+  }).no_gradcheck();
 
   const auto permuted = [](List perm) { return [perm](Tape&, In x) { return transpose(x[0], perm); }; };
   exact("transpose", "matrix", {normal_reals({3, 5})}, permuted({1, 0}));
@@ -68,14 +72,20 @@ void add_shape_cases(CaseList& list) {
   exact("pad", "around", {normal_reals({3, 4})}, [](Tape&, In x) { return pad(x[0], {1, 0}, {2, 3}); });
   exact("pad", "value", {normal_reals({3})}, [](Tape&, In x) { return pad(x[0], {2}, {1}, -1.5); });
   exact("pad", "interior", {normal_reals({3, 4})}, [](Tape& t, In x) {
-    return t.emit1(OpId::pad, {x[0]}, Attrs{{"before", List{1, 0}}, {"after", List{0, 2}}, {"interior", List{2, 1}}, {"value", 0.25}});
+    return t.emit1(OpId::pad, {x[0]},
+                   Attrs{{"before", List{1, 0}}, {"after", List{0, 2}}, {"interior", List{2, 1}}, {"value", 0.25}});
   });
-  exact("pad", "image", {normal_reals({2, 3, 3, 2})}, [](Tape&, In x) { return pad(x[0], {0, 1, 1, 0}, {0, 2, 1, 0}); });
+  exact("pad", "image", {normal_reals({2, 3, 3, 2})}, [](Tape&, In x) {
+    return pad(x[0], {0, 1, 1, 0}, {0, 2, 1, 0});
+  });
   exact("pad", "integers", {indices({3}, 9)}, [](Tape&, In x) { return pad(x[0], {1}, {1}, 7); });
-  exact("pad", "large", {normal_reals({255, 300})}, [](Tape&, In x) { return pad(x[0], {3, 1}, {2, 4}); }).no_gradcheck();
+  exact("pad", "large", {normal_reals({255, 300})}, [](Tape&, In x) {
+    return pad(x[0], {3, 1}, {2, 4});
+  }).no_gradcheck();
 
   exact("stop_gradient", "of_a_product", {normal_reals({3, 4})}, [](Tape&, In x) { return stop_gradient(x[0] * 3.0); });
-  exact("stop_gradient", "one_branch", {normal_reals({3, 4})}, [](Tape&, In x) { return x[0] * stop_gradient(square(x[0])); });
+  exact("stop_gradient", "one_branch", {normal_reals({3, 4})},
+        [](Tape&, In x) { return x[0] * stop_gradient(square(x[0])); });
 }
 
 }  // namespace sg::test

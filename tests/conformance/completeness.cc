@@ -27,7 +27,9 @@ std::string order2_of(const std::vector<const Case*>& cases) {
     GradcheckOptions options;
     options.order = 2, options.wrt.assign(inputs.size(), false);
     for (const auto i : graph.wrt) options.wrt[i] = true;
-    return gradcheck([&](Tape& t, std::span<const Value> x) { return c->build(t, x); }, inputs, backend("reference"), options).ok
+    return gradcheck([&](Tape& t, std::span<const Value> x) { return c->build(t, x); }, inputs, backend("reference"),
+                     options)
+                   .ok
                ? "ok"
                : "fails";
   }

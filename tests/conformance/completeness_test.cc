@@ -1,5 +1,5 @@
-// Every op of the table has a case, a gradient where it is smooth, and a way to run on every backend; what an op says it
-// means (decompose) is what it computes.
+// Every op of the table has a case, a gradient where it is smooth, and a way to run on every backend; what an op says
+// it means (decompose) is what it computes.
 #include "tests/conformance/completeness.h"
 
 #include <fmt/format.h>
@@ -51,7 +51,8 @@ TEST(Completeness, TableIsConsistent) {
   for (const OpDef& def : op_table()) {
     EXPECT_FALSE(def.name.empty());
     EXPECT_NE(def.infer, nullptr) << def.name;
-    EXPECT_TRUE(!def.elementwise || def.scalar) << def.name << " is elementwise: its meaning for one element is missing";
+    EXPECT_TRUE(!def.elementwise || def.scalar)
+        << def.name << " is elementwise: its meaning for one element is missing";
   }
 }
 

@@ -161,7 +161,7 @@ std::string compare_results(const Case& c, const CaseResults& got, const CaseRes
     const Tensor &a = got.values[i], &b = want.values[i];
     const std::string which = i == 0 ? "output: " : fmt::format("gradient {}: ", i - 1);
     if (a.type() != b.type()) return which + to_string(a.type()) + " instead of " + to_string(b.type());
-    const std::string difference = i == 0 && c.compare      ? c.compare(got.inputs, a, b)
+    const std::string difference = i == 0 && c.compare  ? c.compare(got.inputs, a, b)
                                    : is_real(b.dtype()) ? compare_reals(c, a, b, most_terms(want))
                                                         : compare_integers(a, b);
     if (!difference.empty()) return which + difference;
@@ -170,7 +170,8 @@ std::string compare_results(const Case& c, const CaseResults& got, const CaseRes
 }
 
 std::string repro(const Case& c, const std::string& backend, const std::string& config, std::uint32_t seed) {
-  return fmt::format("FAILED --op={} --case={} --backend={} --config={} --seed={}", c.op, c.name, backend, config, seed);
+  return fmt::format("FAILED --op={} --case={} --backend={} --config={} --seed={}", c.op, c.name, backend, config,
+                     seed);
 }
 
 namespace {
@@ -188,7 +189,8 @@ void run_conformance(const Case& c) {
         try {
           const CaseResults got = run_case(c, backend(name), config, seed);
           std::string difference = compare_results(c, got, want);
-          if (difference.empty() && config.runs > 1) difference = bits_differ(got, run_case(c, backend(name), config, seed));
+          if (difference.empty() && config.runs > 1)
+            difference = bits_differ(got, run_case(c, backend(name), config, seed));
           if (!difference.empty()) ADD_FAILURE() << repro(c, name, config_name, seed) << "\n  " << difference;
         } catch (const Error& e) {
           ADD_FAILURE() << repro(c, name, config_name, seed) << "\n  " << e.what();
@@ -209,8 +211,8 @@ void run_gradcheck(const Case& c) {
   for (const auto i : graph.wrt) options.wrt[i] = true;
   const GradcheckResult result = gradcheck(build, inputs, backend("reference"), options);
   if (!result.ok)
-    ADD_FAILURE() << fmt::format("FAILED --gtest_filter=Gradcheck.{}.{} --seed={}\n  order {}: {}", c.op, c.name, flags().seed,
-                                 result.order, result.message);
+    ADD_FAILURE() << fmt::format("FAILED --gtest_filter=Gradcheck.{}.{} --seed={}\n  order {}: {}", c.op, c.name,
+                                 flags().seed, result.order, result.message);
 }
 
 // gtest's own class for one test, made for each case.
@@ -237,7 +239,7 @@ bool has_gradient(const Case& c) {
     record_case(graph, c, draw_inputs(c, 1), true);
     return !graph.gradients.empty();
   } catch (const Error&) {
-    return true;   // the test itself reports it
+    return true;  // the test itself reports it
   }
 }
 

@@ -3,17 +3,17 @@
 #include <string>
 #include <vector>
 
-#include "tests/conformance/cases.h"
 #include "core/program.h"
+#include "tests/conformance/cases.h"
 
 namespace sg::test {
 
 struct Config {
   std::string name;
   CompileOptions options;
-  int runs = 1;               // replay: garbage is put into the arena before each run but the first
+  int runs = 1;  // replay: garbage is put into the arena before each run but the first
   bool one_thread = false;
-  bool f64 = false;           // inputs are cast to f64
+  bool f64 = false;  // inputs are cast to f64
 };
 
 std::vector<Config> configs();
@@ -24,8 +24,8 @@ struct CaseGraph {
   Tape tape;
   std::vector<Value> inputs;
   Value output, cotangent;
-  std::vector<Value> gradients;     // of the real inputs that a gradient reaches
-  std::vector<std::size_t> wrt;     // their indices
+  std::vector<Value> gradients;  // of the real inputs that a gradient reaches
+  std::vector<std::size_t> wrt;  // their indices
 };
 void record_case(CaseGraph& graph, const Case& c, std::span<const Tensor> inputs, bool with_gradients);
 
@@ -44,7 +44,7 @@ std::string compare_results(const Case& c, const CaseResults& got, const CaseRes
 
 std::string repro(const Case& c, const std::string& backend, const std::string& config, std::uint32_t seed);
 
-void register_case_tests();   // Conformance.* and Gradcheck.*: one gtest test for each case
-bool print_coverage();        // ops x {case, vjp, order 2, reference, cpu}; whether there is no hole
+void register_case_tests();  // Conformance.* and Gradcheck.*: one gtest test for each case
+bool print_coverage();       // ops x {case, vjp, order 2, reference, cpu}; whether there is no hole
 
 }  // namespace sg::test

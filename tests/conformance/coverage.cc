@@ -6,8 +6,8 @@
 #include <map>
 
 #include "backends/backends.h"
-#include "tests/conformance/completeness.h"
 #include "core/gradcheck.h"
+#include "tests/conformance/completeness.h"
 
 namespace sg::test {
 
@@ -20,7 +20,8 @@ bool print_coverage() {
   for (const OpDef& def : op_table()) {
     if (!takes_cases(def)) continue;
     const OpCoverage row = cover(def, true);
-    std::cout << fmt::format("{:<20} {:>5}  {:<10} {:<8} {:<10}", def.name, row.cases, row.vjp, row.order2, row.kernels.at("reference"));
+    std::cout << fmt::format("{:<20} {:>5}  {:<10} {:<8} {:<10}", def.name, row.cases, row.vjp, row.order2,
+                             row.kernels.at("reference"));
     for (const auto& [name, kernel] : row.kernels)
       if (name != "reference") std::cout << fmt::format(" {:<10}", kernel);
     std::cout << "\n";

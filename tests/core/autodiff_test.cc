@@ -156,14 +156,14 @@ TEST(Gradients, OfHigherOrder) {
 TEST(Gradients, OfAGradientNorm) {
   Tape tape;
   const Value x = tape.constant(reals({2}, {1, -2}));
-  const Value g = gradient(sum(x * x * x), x);           // 3 x^2
+  const Value g = gradient(sum(x * x * x), x);  // 3 x^2
   expect_values(eval(gradient(sum(square(g)), x), reference_backend()), {36, -288}, 1e-10);
 }
 
 TEST(Gradients, StopGradientCutsAtEveryOrder) {
   Tape tape;
   const Value x = tape.constant(reals({}, {3}));
-  const Value g = gradient(x * stop_gradient(x), x);     // x, stopped
+  const Value g = gradient(x * stop_gradient(x), x);  // x, stopped
   EXPECT_EQ(eval(g, reference_backend()).item(), 3);
   EXPECT_EQ(eval(gradient(g + x, x), reference_backend()).item(), 1);
   EXPECT_EQ(eval(gradient(g, x, IfUnreachable::zero), reference_backend()).item(), 0);
@@ -172,12 +172,13 @@ TEST(Gradients, StopGradientCutsAtEveryOrder) {
 TEST(Gradients, VjpTakesSeveralOutputs) {
   Tape tape;
   const Value x = tape.constant(reals({2}, {3, 5}));
-  const Value outputs[] = {square(x), 2 * x}, cotangents[] = {tape.constant(reals({2}, {1, 10})), tape.constant(reals({2}, {100, 0}))};
+  const Value outputs[] = {square(x), 2 * x},
+              cotangents[] = {tape.constant(reals({2}, {1, 10})), tape.constant(reals({2}, {100, 0}))};
   expect_values(eval(vjp(outputs, cotangents, std::span(&x, 1))[0], reference_backend()), {206, 100});
 }
 
-// github.com/pytorch/functorch/issues/353: |M q(y) - M x| + lambda |y|_1 with q(y) = tanh y + sg(clip(round y) - tanh y).
-// There, second derivatives lost the term of tanh''.
+// github.com/pytorch/functorch/issues/353: |M q(y) - M x| + lambda |y|_1 with q(y) = tanh y + sg(clip(round y) - tanh
+// y). There, second derivatives lost the term of tanh''.
 TEST(Gradients, StraightThroughOfFunctorch353HasTheRightSecondDerivatives) {
   constexpr double m[2][2] = {{-1.7055013, 0.214439}, {1.5994732, 1.179864}};
   constexpr double x0[2] = {0.279999, -1.8200971}, y0[2] = {-0.33679163, -1.0274953}, lambda = 0.1;
@@ -200,7 +201,7 @@ TEST(Gradients, StraightThroughOfFunctorch353HasTheRightSecondDerivatives) {
   const double length = std::hypot(r[0], r[1]);
   for (int i = 0; i < 2; ++i) c[i] = (m[0][i] * r[0] + m[1][i] * r[1]) / length;
   const Tensor first = eval(g, reference_backend());
-  EXPECT_NEAR(first.at(0), -0.40328947, 1e-6);   // JAX's, in the issue
+  EXPECT_NEAR(first.at(0), -0.40328947, 1e-6);  // JAX's, in the issue
   EXPECT_NEAR(first.at(1), 0.26329258, 1e-6);
   for (int i = 0; i < 2; ++i) {
     Tensor pick({DType::f64, {2, 1}});
@@ -216,7 +217,8 @@ TEST(Gradients, StraightThroughOfFunctorch353HasTheRightSecondDerivatives) {
 
 TEST(ExplainGradient, SaysLiveBlockedAndUnconnected) {
   Tape tape;
-  const Value x = tape.input("x", {DType::f32, {3}}), y = tape.input("y", {DType::f32, {3}}), z = tape.input("z", {DType::f32, {3}});
+  const Value x = tape.input("x", {DType::f32, {3}}), y = tape.input("y", {DType::f32, {3}}),
+              z = tape.input("z", {DType::f32, {3}});
   const unsigned line = __LINE__ + 1;
   const Value loss = sum(x * stop_gradient(y));
   const auto before = tape.instrs().size();

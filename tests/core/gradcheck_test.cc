@@ -15,7 +15,9 @@ namespace {
 
 const Tensor kPoint = Tensor::of<double>({3}, {0.4, -0.7, 1.3});
 
-GradcheckResult check(const GraphFn& f, GradcheckOptions options = {}) { return gradcheck(f, std::span(&kPoint, 1), reference_backend(), options); }
+GradcheckResult check(const GraphFn& f, GradcheckOptions options = {}) {
+  return gradcheck(f, std::span(&kPoint, 1), reference_backend(), options);
+}
 
 GradcheckOptions unfrozen() {
   GradcheckOptions options;
@@ -31,7 +33,9 @@ TEST(GradcheckItself, PassesACorrectFunction) {
 
 // Forward x^2, VJP 3: what an op with a wrong rule looks like.
 TEST(GradcheckItself, FailsAWrongVjp) {
-  const auto result = check([](Tape&, std::span<const Value> x) { return 3.0 * x[0] + stop_gradient(square(x[0]) - 3.0 * x[0]); }, unfrozen());
+  const auto result =
+      check([](Tape&, std::span<const Value> x) { return 3.0 * x[0] + stop_gradient(square(x[0]) - 3.0 * x[0]); },
+            unfrozen());
   EXPECT_FALSE(result.ok);
   EXPECT_EQ(result.order, 1);
   EXPECT_FALSE(result.message.empty());
@@ -75,7 +79,9 @@ TEST(GradcheckItself, FailsAGradientThatIsNotANumber) {
 
 TEST(GradcheckItself, ChecksOnlyTheInputsAskedFor) {
   const Tensor inputs[] = {kPoint, kPoint};
-  const GraphFn f = [](Tape&, std::span<const Value> x) { return square(x[0]) + (x[1] + stop_gradient(exp(x[1]) - x[1])); };
+  const GraphFn f = [](Tape&, std::span<const Value> x) {
+    return square(x[0]) + (x[1] + stop_gradient(exp(x[1]) - x[1]));
+  };
   GradcheckOptions options = unfrozen();
   options.wrt = {true, false};
   EXPECT_TRUE(gradcheck(f, inputs, reference_backend(), options).ok);

@@ -1,10 +1,9 @@
 // Memory of compiled programs: the arena against its bounds, reuse, garbage between replays, guards, no allocation.
-#include "core/memory_plan.h"
-
 #include <cstdlib>
 
 #include "backends/backends.h"
 #include "core/autodiff.h"
+#include "core/memory_plan.h"
 #include "core/program.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
@@ -49,8 +48,10 @@ struct Step {
     const Value z = reshape(h, Shape{4 * 36, 8});
     picks = nearest_code(z, tape.read(codes));
     const Value q = gather_rows(tape.read(codes), picks);
-    const Value image = conv2d_transpose(reshape(rotation_trick(z, q), Shape{4, 6, 6, 8}), tape.read(back), ConvOptions::square(2, 1));
-    loss = mean(square(image - images)) + mean(square(q - stop_gradient(z))) + 0.25 * mean(square(z - stop_gradient(q)));
+    const Value image =
+        conv2d_transpose(reshape(rotation_trick(z, q), Shape{4, 6, 6, 8}), tape.read(back), ConvOptions::square(2, 1));
+    loss =
+        mean(square(image - images)) + mean(square(q - stop_gradient(z))) + 0.25 * mean(square(z - stop_gradient(q)));
     const auto g = gradients(loss, {tape.read(kernel), tape.read(back), tape.read(codes)});
     tape.assign(kernel, tape.read(kernel) - 0.05 * g[0]);
     tape.assign(back, tape.read(back) - 0.05 * g[1]);
@@ -119,7 +120,7 @@ TEST_P(Memory, GarbageBetweenReplaysChangesNothing) {
   Step clean, dirty;
   Program a = clean.compiled(on()), b = dirty.compiled(on());
   for (int i = 0; i < 5; ++i) {
-    b.fill_arena(std::byte{0xFF});   // NaN, as reals
+    b.fill_arena(std::byte{0xFF});  // NaN, as reals
     a.run();
     b.run();
     ASSERT_EQ(a.fetch_scalar(clean.loss), b.fetch_scalar(dirty.loss)) << "step " << i;
@@ -166,7 +167,7 @@ TEST_P(Memory, NothingIsAllocatedAfterTheFirstRun) {
 TEST(AllocationCounter, CountsNewAndMalloc) {
   if (!AllocCounter::available()) GTEST_SKIP() << "sanitizers replace malloc";
   AllocCounter counter;
-  void* volatile made = ::operator new(4);   // volatile: a pair of new and delete may be optimised away
+  void* volatile made = ::operator new(4);  // volatile: a pair of new and delete may be optimised away
   EXPECT_EQ(counter.framework(), 1);
   ::operator delete(made);
   made = std::malloc(10);
@@ -185,7 +186,9 @@ class Overrunning : public Backend {
   std::unique_ptr<sg::Step> lower(LowerCtx& ctx) override {
     auto* out = ctx.out<std::byte>();
     const std::size_t bytes = ctx.out_type().bytes();
-    return std::make_unique<FunctionStep>([=, this] { out[before ? static_cast<std::ptrdiff_t>(-1) : static_cast<std::ptrdiff_t>(bytes)] = std::byte{0}; });
+    return std::make_unique<FunctionStep>([=, this] {
+      out[before ? static_cast<std::ptrdiff_t>(-1) : static_cast<std::ptrdiff_t>(bytes)] = std::byte{0};
+    });
   }
   bool in_place(const Tape&, const Instr&, int, int) const override { return false; }
   void* allocate(std::size_t bytes) override { return reference_backend().allocate(bytes); }
@@ -225,7 +228,8 @@ TEST(MemoryPlan, KeepsLivesApartOnRandomInputs) {
       EXPECT_EQ(plan.offsets[i] % kAlignment, 0u);
       for (std::size_t j = i + 1; j < std::min(n, i + 21); ++j) {
         if (lives[j].first > lives[i].last) continue;
-        const bool apart = plan.offsets[i] + lives[i].bytes <= plan.offsets[j] || plan.offsets[j] + lives[j].bytes <= plan.offsets[i];
+        const bool apart =
+            plan.offsets[i] + lives[i].bytes <= plan.offsets[j] || plan.offsets[j] + lives[j].bytes <= plan.offsets[i];
         ASSERT_TRUE(apart) << i << " and " << j << " of " << n;
       }
     }

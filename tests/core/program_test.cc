@@ -270,7 +270,8 @@ TEST(Program, LiteralSumIsFarOffWithoutExactForward) {
 
 TEST_P(Programs, ExactForwardLeavesOtherSumsAlone) {
   Tape tape;
-  const Value a = tape.input("a", {DType::f32, {3}}), b = tape.input("b", {DType::f32, {3}}), c = tape.input("c", {DType::f32, {3}});
+  const Value a = tape.input("a", {DType::f32, {3}}), b = tape.input("b", {DType::f32, {3}}),
+              c = tape.input("c", {DType::f32, {3}});
   const Value plain = a + (b - a), other = a + stop_gradient(b - c), reversed = a + stop_gradient(a - b);
   Program p = compile(tape, {plain, other, reversed}, on());
   p.feed(a, numbers({3}, {1e8f, 1, 2}));

@@ -108,7 +108,9 @@ TEST(Tape, ScopesNest) {
     inner = relu(x);
   }
   after = relu(x);
-  const auto path = [&](Value v) { return tape.scope_path(tape.instrs()[static_cast<std::size_t>(tape.producer(v.id))].scope); };
+  const auto path = [&](Value v) {
+    return tape.scope_path(tape.instrs()[static_cast<std::size_t>(tape.producer(v.id))].scope);
+  };
   EXPECT_EQ(path(inner), "encoder/res1");
   EXPECT_EQ(path(after), "");
   SG_EXPECT_CONTAINS(tape.describe(inner.id), "encoder/res1");
@@ -163,7 +165,8 @@ TEST(Tape, VerifyAcceptsWhatWasRecordedAndWhatPassesMade) {
   record_example(tape, w);
   tape.verify();
   const std::int32_t keep[] = {tape.value_count() - 1};
-  for (const Rewritten& r : {eliminate_dead_code(tape, keep), simplify(tape), apply_exact_forward(tape), forward_aliases(tape)})
+  for (const Rewritten& r :
+       {eliminate_dead_code(tape, keep), simplify(tape), apply_exact_forward(tape), forward_aliases(tape)})
     r.tape->verify();
 }
 
@@ -171,7 +174,9 @@ TEST(Tape, RandomInstructionsHaveStreamsOfTheirOwn) {
   Tape tape;
   const Value state = tape.input("state", {DType::i32, {2}});
   const Value a = uniform(state, {3}), b = uniform(state, {3});
-  const auto stream = [&](Value v) { return tape.instrs()[static_cast<std::size_t>(tape.producer(v.id))].attrs.i("stream"); };
+  const auto stream = [&](Value v) {
+    return tape.instrs()[static_cast<std::size_t>(tape.producer(v.id))].attrs.i("stream");
+  };
   EXPECT_NE(stream(a), stream(b));
 }
 

@@ -1,7 +1,8 @@
 // docs_extract PAGE NAME OUT: writes the ```cpp blocks of a documentation page as one source file, to be compiled.
 // - A block with `int main(` must stand alone: it becomes a namespace of its own, main renamed, includes kept.
 // - A block that defines something at column 0 (a function, a struct, a template) stays at namespace scope.
-// - Any other block is a piece of a function's body. Each later piece is nested in the one before, so that a page can go
+// - Any other block is a piece of a function's body. Each later piece is nested in the one before, so that a page can
+// go
 //   on from its own earlier lines, or start again with the same names.
 // #line directives make the compiler report the page's own lines. A block marked `// not compiled` is refused.
 #include <fstream>
@@ -52,7 +53,9 @@ int main(int argc, char** argv) {
   int programs = 0;
   for (auto& block : read_blocks(page)) {
     if (block.text.rfind("// not compiled", 0) == 0)
-      return std::cerr << argv[2] << ":" << block.line << ": a snippet must compile; '// not compiled' is not allowed\n", 1;
+      return std::cerr << argv[2] << ":" << block.line
+                       << ": a snippet must compile; '// not compiled' is not allowed\n",
+             1;
     const std::string where = "#line " + std::to_string(block.line) + " \"" + argv[2] + "\"\n";
     std::string code;
     std::istringstream lines(block.text);
@@ -75,7 +78,8 @@ int main(int argc, char** argv) {
     }
   }
   std::ofstream out(argv[3]);
-  out << "#include \"prelude.h\"\n" << includes << scope << "namespace {\n[[maybe_unused]] void page() {\n"
+  out << "#include \"prelude.h\"\n"
+      << includes << scope << "namespace {\n[[maybe_unused]] void page() {\n"
       << body << closing << "}\n}  // namespace\n";
   out.flush();
   if (!out) return std::cerr << "docs_extract: cannot write " << argv[3] << "\n", 1;

@@ -1,5 +1,5 @@
-// What a user of another library would trip over, silent mismatches first, then what is an error here. Each test says what
-// one would expect and what happens.
+// What a user of another library would trip over, silent mismatches first, then what is an error here. Each test says
+// what one would expect and what happens.
 #include <cmath>
 
 #include "backends/backends.h"
@@ -93,7 +93,8 @@ TEST(Footguns, CodebookLossOnTheStraightThroughValueIsAnError) {
   const Value z = tape.input("z", {DType::f32, {3, 2}});
   const Value q = gather_rows(tape.read(codebook), nearest_code(z, tape.read(codebook)));
   const Value z_q = straight_through(z, q);
-  SG_EXPECT_ERROR(unreachable_gradient, "straight-through", gradient(mean(square(z_q - stop_gradient(z))), tape.read(codebook)));
+  SG_EXPECT_ERROR(unreachable_gradient, "straight-through",
+                  gradient(mean(square(z_q - stop_gradient(z))), tape.read(codebook)));
   EXPECT_EQ(gradient(mean(square(q - stop_gradient(z))), tape.read(codebook)).shape(), (Shape{4, 2}));
 }
 
@@ -124,7 +125,8 @@ TEST(Footguns, NormAtZeroHasNoFiniteGradient) {
 TEST(Footguns, NearestCodeOfNanIsStillACode) {
   for (const auto name : backend_names()) {
     Tape tape;
-    const Value z = tape.constant(numbers({2, 2}, {NAN, 1, 0, 0})), codes = tape.constant(numbers({3, 2}, {5, 5, 1, 1, 0, 0}));
+    const Value z = tape.constant(numbers({2, 2}, {NAN, 1, 0, 0})),
+                codes = tape.constant(numbers({3, 2}, {5, 5, 1, 1, 0, 0}));
     const Tensor picks = eval(nearest_code(z, codes), backend(name));
     EXPECT_GE(picks.at(0), 0) << name;
     EXPECT_LT(picks.at(0), 3) << name;

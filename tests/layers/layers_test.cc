@@ -1,4 +1,5 @@
-// Includes run one way: core <- ops <- models <- tools; backends -> core and the op ids; tests see all, nobody sees tests.
+// Includes run one way: core <- ops <- models <- tools; backends -> core and the op ids; tests see all, nobody sees
+// tests.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -27,7 +28,7 @@ std::string wrong_include(const std::string& layer, const std::string& line) {
   std::smatch m;
   if (!std::regex_search(line, m, include)) return {};
   const std::string target = m[1];
-  if (!kMayInclude.contains(target) && target != "tests") return {};   // a folder of its own layer
+  if (!kMayInclude.contains(target) && target != "tests") return {};  // a folder of its own layer
   if (layer == "backends" && target == "ops" && m[2] == "op_ids.h") return {};
   if (kMayInclude.at(layer).contains(target)) return {};
   return layer + " must not include " + target + ": " + line;

@@ -1,5 +1,5 @@
-// The gradient estimators against their contracts, in float64: declared Jacobians to 1e-10, the same at order 2, the bits
-// of q forward, nothing to q, rows without a direction.
+// The gradient estimators against their contracts, in float64: declared Jacobians to 1e-10, the same at order 2, the
+// bits of q forward, nothing to q, rows without a direction.
 #include "ops/estimators.h"
 
 #include <fmt/format.h>
@@ -20,7 +20,7 @@ namespace sg::test {
 namespace {
 
 constexpr std::int64_t kRows = 5, kDim = 4;
-using Matrix = std::vector<double>;   // kDim x kDim, row-major
+using Matrix = std::vector<double>;  // kDim x kDim, row-major
 using Row = std::vector<double>;
 
 double inner(const Row& a, const Row& b) {
@@ -75,7 +75,8 @@ Tensor rows(std::uint64_t seed, double scale = 1) {
 
 Tensor jacobian_in_z(const std::string& name, const Tensor& z, const Tensor& q) {
   const Tensor inputs[] = {z, q};
-  return jacobian([&](Tape&, std::span<const Value> x) { return estimator_by_name(name)(x[0], x[1]); }, inputs, 0, reference_backend());
+  return jacobian([&](Tape&, std::span<const Value> x) { return estimator_by_name(name)(x[0], x[1]); }, inputs, 0,
+                  reference_backend());
 }
 
 // The Jacobian of all rows is block diagonal with these blocks.
@@ -84,10 +85,12 @@ void expect_blocks(const Tensor& jacobian, const std::vector<Matrix>& blocks, co
   ASSERT_EQ(jacobian.shape(), (Shape{n, n}));
   for (std::int64_t i = 0; i < n; ++i)
     for (std::int64_t j = 0; j < n; ++j) {
-      const double wanted = i / kDim == j / kDim
-                                ? blocks[static_cast<std::size_t>(i / kDim)][static_cast<std::size_t>(i % kDim * kDim + j % kDim)]
-                                : 0;
-      ASSERT_NEAR(jacobian.at(i * n + j), wanted, 1e-10 * std::max(1.0, std::abs(wanted))) << what << " at " << i << "," << j;
+      const double wanted =
+          i / kDim == j / kDim
+              ? blocks[static_cast<std::size_t>(i / kDim)][static_cast<std::size_t>(i % kDim * kDim + j % kDim)]
+              : 0;
+      ASSERT_NEAR(jacobian.at(i * n + j), wanted, 1e-10 * std::max(1.0, std::abs(wanted)))
+          << what << " at " << i << "," << j;
     }
 }
 
@@ -150,8 +153,8 @@ TEST_P(Estimators, PassFrozenGradcheckToOrderTwo) {
   GradcheckOptions options;
   options.wrt = {true, false};
   const auto result =
-      gradcheck([&](Tape&, std::span<const Value> x) { return tanh(estimator_by_name(GetParam())(x[0], x[1])); }, inputs,
-                reference_backend(), options);
+      gradcheck([&](Tape&, std::span<const Value> x) { return tanh(estimator_by_name(GetParam())(x[0], x[1])); },
+                inputs, reference_backend(), options);
   EXPECT_TRUE(result.ok) << result.message;
 }
 
@@ -193,7 +196,7 @@ TEST_P(Estimators, AreFiniteOnDegenerateRows) {
         for (std::int64_t i = 0; i < got.elements(); ++i)
           EXPECT_TRUE(std::isfinite(got.at(i))) << name << " " << to_string(dtype) << " element " << i;
       } catch (const Error& e) {
-        if (e.kind() != ErrorKind::unsupported) throw;   // a backend need not have float64
+        if (e.kind() != ErrorKind::unsupported) throw;  // a backend need not have float64
       }
     }
   }
@@ -216,7 +219,8 @@ Matrix block_at(const Tensor& jacobian, std::int64_t row, std::int64_t dim) {
 TEST(RotationTrick, OfOppositeRowsIsTheReflection) {
   const Tensor z = Tensor::of<double>({1, 2}, {3, 4}), q = Tensor::of<double>({1, 2}, {-6, -8});
   const Matrix j = block_at(jacobian_in_z("rotation", z, q), 0, 2);
-  const double wanted[] = {2 * (1 - 2 * 0.36), 2 * (-2 * 0.48), 2 * (-2 * 0.48), 2 * (1 - 2 * 0.64)};   // 2 (I - 2 u u^T)
+  const double wanted[] = {2 * (1 - 2 * 0.36), 2 * (-2 * 0.48), 2 * (-2 * 0.48),
+                           2 * (1 - 2 * 0.64)};  // 2 (I - 2 u u^T)
   for (std::size_t i = 0; i < 4; ++i) EXPECT_NEAR(j[i], wanted[i], 1e-10);
 }
 
@@ -234,7 +238,8 @@ TEST(RotationTrick, TurnsZOntoQ) {
     const Matrix block = block_at(j, r, kDim);
     for (std::int64_t i = 0; i < kDim; ++i) {
       double turned = 0;
-      for (std::int64_t k = 0; k < kDim; ++k) turned += block[static_cast<std::size_t>(i * kDim + k)] * z.at(r * kDim + k);
+      for (std::int64_t k = 0; k < kDim; ++k)
+        turned += block[static_cast<std::size_t>(i * kDim + k)] * z.at(r * kDim + k);
       EXPECT_NEAR(turned, q.at(r * kDim + i), 1e-10);
     }
   }
@@ -261,8 +266,10 @@ TEST(GMatrix, HasExactlyTheJacobianItIsGiven) {
       for (std::int64_t i = 0; i < kDim; ++i)
         for (std::int64_t j = 0; j < kDim; ++j) {
           double& cell = m[static_cast<std::size_t>(i * kDim + j)];
-          if (shape.rank() == 3) cell = g.at((r * kDim + i) * kDim + j);
-          else if (i == j) cell = g.at(shape.rank() == 0 ? 0 : shape.rank() == 1 ? i : r * kDim + i);
+          if (shape.rank() == 3)
+            cell = g.at((r * kDim + i) * kDim + j);
+          else if (i == j)
+            cell = g.at(shape.rank() == 0 ? 0 : shape.rank() == 1 ? i : r * kDim + i);
         }
       blocks.push_back(m);
     }
@@ -293,7 +300,8 @@ Value half_trust(Value z, Value q) {
 
 TEST(Estimator, WrittenByAUserWorksAtOnce) {
   const Tensor inputs[] = {rows(31), rows(32)};
-  const Tensor j = jacobian([](Tape&, std::span<const Value> x) { return half_trust(x[0], x[1]); }, inputs, 0, reference_backend());
+  const Tensor j =
+      jacobian([](Tape&, std::span<const Value> x) { return half_trust(x[0], x[1]); }, inputs, 0, reference_backend());
   expect_blocks(j, std::vector<Matrix>(kRows, scaled(identity(), 0.5)), "half_trust");
 }
 

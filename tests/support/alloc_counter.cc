@@ -11,7 +11,9 @@ namespace sg::test {
 namespace {
 
 constexpr int kMaxRanges = 16;
-struct Range { std::uintptr_t begin, end; };
+struct Range {
+  std::uintptr_t begin, end;
+};
 Range library_ranges[kMaxRanges];
 int range_count = 0;
 std::atomic<bool> counting{false};

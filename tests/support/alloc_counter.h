@@ -12,9 +12,9 @@ class AllocCounter {
   AllocCounter(const AllocCounter&) = delete;
   AllocCounter& operator=(const AllocCounter&) = delete;
 
-  std::int64_t framework() const;   // since construction
-  std::int64_t libraries() const;   // oneDNN, OpenMP
-  static bool available();          // false under sanitizers, which replace malloc themselves
+  std::int64_t framework() const;  // since construction
+  std::int64_t libraries() const;  // oneDNN, OpenMP
+  static bool available();         // false under sanitizers, which replace malloc themselves
 };
 
 }  // namespace sg::test

@@ -30,12 +30,12 @@ inline bool contains(const std::string& text, std::string_view part) { return te
 #define SG_EXPECT_CONTAINS(text, part) EXPECT_TRUE(::sg::test::contains(text, part)) << "in:\n" << (text)
 
 // SG_EXPECT_ERROR(shape, "part of the message", statement)
-#define SG_EXPECT_ERROR(expected_kind, part, ...)                                       \
-  do {                                                                                  \
-    if (const auto error_ = ::sg::test::error_of([&] { __VA_ARGS__; })) {               \
+#define SG_EXPECT_ERROR(expected_kind, part, ...)                                                                    \
+  do {                                                                                                               \
+    if (const auto error_ = ::sg::test::error_of([&] { __VA_ARGS__; })) {                                            \
       EXPECT_EQ(::sg::to_string(error_->kind()), ::sg::to_string(::sg::ErrorKind::expected_kind)) << error_->what(); \
-      SG_EXPECT_CONTAINS(error_->message(), part);                                      \
-    }                                                                                   \
+      SG_EXPECT_CONTAINS(error_->message(), part);                                                                   \
+    }                                                                                                                \
   } while (false)
 
 inline void expect_values(const Tensor& t, std::initializer_list<double> wanted, double tolerance = 0) {

@@ -7,9 +7,9 @@
 namespace sg::test {
 
 struct Flags {
-  std::vector<std::string> backends;   // to hold against the reference backend
-  std::vector<std::string> configs;    // names in kConfigs
-  std::string op, case_name;           // restrict Conformance and Gradcheck; empty: all
+  std::vector<std::string> backends;  // to hold against the reference backend
+  std::vector<std::string> configs;   // names in kConfigs
+  std::string op, case_name;          // restrict Conformance and Gradcheck; empty: all
   std::uint32_t seed = 1;
   bool coverage = false;
 };
