@@ -59,7 +59,7 @@ Tensor initial_codes(const VectorQuantizerConfig& config, std::uint32_t seed, st
 void check(const VectorQuantizerConfig& config) {
   if (config.codes < 1) fail(ErrorKind::usage, "VectorQuantizer: {} codes: a codebook has at least one", config.codes);
   if (config.dim < 1) fail(ErrorKind::usage, "VectorQuantizer: codes of {} dimensions: at least one", config.dim);
-  if (!config.estimator) fail(ErrorKind::usage, "VectorQuantizer: no estimator");
+  if (!config.estimator.def.estimate) fail(ErrorKind::usage, "VectorQuantizer: no estimator");
   if (!(config.ema_decay >= 0 && config.ema_decay < 1))
     fail(ErrorKind::usage, "VectorQuantizer: EMA decay {} is not in [0, 1)", config.ema_decay);
   if (!(config.ema_eps >= 0)) fail(ErrorKind::usage, "VectorQuantizer: EMA eps {} is negative", config.ema_eps);

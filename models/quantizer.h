@@ -10,7 +10,7 @@
 
 #include "core/backend.h"
 #include "models/module.h"
-#include "ops/estimators.h"
+#include "ops/estimator_table.h"
 #include "ops/index.h"
 
 namespace sg {
@@ -28,7 +28,7 @@ Metric metric_by_name(std::string_view name);                   // "euclidean", 
 struct VectorQuantizerConfig {
   std::int64_t codes = 512, dim = 64;
   Metric metric = Metric::euclidean;
-  Estimator estimator = straight_through;
+  BoundEstimator estimator = straight_through;
   CodebookUpdate codebook = CodebookUpdate::loss;
   double ema_decay = 0.99, ema_eps = 1e-5;
   CodebookInit init = CodebookInit::uniform;  // uniform: U(-1/K, 1/K); normal: N(0, normal_deviation^2); kmeans: normal

@@ -1,12 +1,11 @@
-// Gradient estimators. Each ends in gz + stop_gradient(q - gz), whose forward value is q (bit for bit under the
-// exact-forward pass) and whose Jacobian in z is that of gz, a linear map of z with a stopped matrix.
+// Gradient estimators. Each ends in graft(q, gz) = gz + stop_gradient(q - gz), whose forward value is q (bit for bit
+// under the exact-forward pass) and whose Jacobian in z is that of gz, a linear map of z with a stopped matrix.
 //
 // Rows without a direction: where |z| counts as zero the map is the identity (the straight-through estimator), where
 // only |q| does it is zero, as lambda = |q|/|z| says. All guards choose a per-row factor and add nothing to a norm, so
 // that the Jacobian of every other row is exact.
 #include "ops/estimators.h"
 
-#include <array>
 #include <limits>
 
 #include "ops/elementwise.h"
@@ -69,53 +68,20 @@ Directions directions(Value z, Value q) {
 // The row scaled to length 1, or 0 where it is noise.
 Value unit_or_zero(Value row) { return row * inverse_above(norm(row, {-1}, true), direction_noise(row.dtype())); }
 
-Value with_forward(Value gz, Value q) { return gz + stop_gradient(q - gz); }
-
-Value scaled_by_batch(Value z, Value q) {
-  Scope scope(*z.tape, "g-scalar");
-  check_rows("g-scalar", z, q);
-  return g_matrix(z, q, norm_ratio(mean(norm(z, {-1})), mean(norm(q, {-1}))));
-}
-
-Value scaled_by_row(Value z, Value q) {
-  Scope scope(*z.tape, "g-diagonal");
-  check_rows("g-diagonal", z, q);
-  return g_matrix(z, q, broadcast(norm_ratio(norm(z, {-1}, true), norm(q, {-1}, true)), z.shape()));
-}
-
 Value identity_matrix(Tape& tape, std::int64_t size, DType dtype) {
   Tensor eye({dtype, {size, size}});
   for (std::int64_t i = 0; i < size; ++i) eye.set(i * size + i, 1.0);
   return tape.constant(eye);
 }
 
-// (|q|/|z|) R as N matrices: lambda (I - 2 w w^T + 2 v u^T).
-Value rotated_by_matrix(Value z, Value q) {
-  Scope scope(*z.tape, "g-dense");
-  check_rows("g-dense", z, q);
-  if (z.shape().rank() != 2) fail_on(fmt::format("g-dense: z is {}, must be (N,D)", to_string(z.type())), {{"z", z}});
-  const std::int64_t n = z.shape()[0], d = z.shape()[1];
-  const Directions row = directions(z, q);
-  const Value w = unit_or_zero(row.u + row.v);
-  const auto outer = [&](Value a, Value b) { return reshape(a, Shape{n, d, 1}) * reshape(b, Shape{n, 1, d}); };
-  const Value r = identity_matrix(*z.tape, d, z.dtype()) - 2.0 * outer(w, w) + 2.0 * outer(row.v, row.u);
-  return g_matrix(z, q, reshape(row.lambda, Shape{n, 1, 1}) * r);
-}
-
-struct Entry {
-  std::string_view name;
-  Value (*function)(Value z, Value q);
-};
-constexpr std::array kEstimators{Entry{"ste", straight_through},     Entry{"rotation", rotation_trick},
-                                 Entry{"reflection", reflection},    Entry{"g-scalar", scaled_by_batch},
-                                 Entry{"g-diagonal", scaled_by_row}, Entry{"g-dense", rotated_by_matrix}};
-
 }  // namespace
+
+Value graft(Value forward, Value gradient) { return gradient + stop_gradient(forward - gradient); }
 
 Value straight_through(Value z, Value q) {
   Scope scope(*z.tape, "ste");
   check_rows("straight_through", z, q);
-  return z + stop_gradient(q - z);
+  return graft(q, z);
 }
 
 Value g_matrix(Value z, Value q, Value g) {
@@ -129,14 +95,14 @@ Value g_matrix(Value z, Value q, Value g) {
       fail_on(fmt::format("g_matrix: G is {}, z is {}; a dense G has shape (N,D,D) where z is (N,D)",
                           to_string(g.type()), to_string(z.type())),
               {{"G", g}, {"z", z}});
-    return with_forward(reshape(matmul(g, reshape(z, Shape{rows[0], d, 1})), rows), q);
+    return graft(q, reshape(matmul(g, reshape(z, Shape{rows[0], d, 1})), rows));
   }
   const Value gz = g * z;
   if (gz.shape() != z.shape())
     fail_on(fmt::format("g_matrix: G is {}, z is {}; G must be [], (D), (N,D) or (N,D,D)", to_string(g.type()),
                         to_string(z.type())),
             {{"G", g}, {"z", z}});
-  return with_forward(gz, q);
+  return graft(q, gz);
 }
 
 Value rotation_trick(Value z, Value q) {
@@ -145,7 +111,7 @@ Value rotation_trick(Value z, Value q) {
   const Directions row = directions(z, q);
   const Value w = unit_or_zero(row.u + row.v);
   const Value rotated = z - w * (2.0 * dot(w, z)) + row.v * (2.0 * dot(row.u, z));
-  return with_forward(row.lambda * rotated, q);
+  return graft(q, row.lambda * rotated);
 }
 
 Value reflection(Value z, Value q) {
@@ -153,22 +119,31 @@ Value reflection(Value z, Value q) {
   check_rows("reflection", z, q);
   const Directions row = directions(z, q);
   const Value r = unit_or_zero(row.u - row.v);
-  return with_forward(row.lambda * (z - r * (2.0 * dot(r, z))), q);
+  return graft(q, row.lambda * (z - r * (2.0 * dot(r, z))));
 }
 
-Estimator estimator_by_name(std::string_view name) {
-  std::string known;
-  for (const Entry& e : kEstimators) {
-    if (e.name == name) return e.function;
-    known += (known.empty() ? "" : ", ") + std::string(e.name);
-  }
-  fail(ErrorKind::usage, "unknown estimator '{}'; there are: {}", name, known);
+Value scaled_by_batch(Value z, Value q) {
+  Scope scope(*z.tape, "g-scalar");
+  check_rows("g-scalar", z, q);
+  return g_matrix(z, q, norm_ratio(mean(norm(z, {-1})), mean(norm(q, {-1}))));
 }
 
-std::vector<std::string> estimator_names() {
-  std::vector<std::string> names;
-  for (const Entry& e : kEstimators) names.emplace_back(e.name);
-  return names;
+Value scaled_by_row(Value z, Value q) {
+  Scope scope(*z.tape, "g-diagonal");
+  check_rows("g-diagonal", z, q);
+  return g_matrix(z, q, broadcast(norm_ratio(norm(z, {-1}, true), norm(q, {-1}, true)), z.shape()));
+}
+
+Value rotation_by_matrix(Value z, Value q) {
+  Scope scope(*z.tape, "g-dense");
+  check_rows("g-dense", z, q);
+  if (z.shape().rank() != 2) fail_on(fmt::format("g-dense: z is {}, must be (N,D)", to_string(z.type())), {{"z", z}});
+  const std::int64_t n = z.shape()[0], d = z.shape()[1];
+  const Directions row = directions(z, q);
+  const Value w = unit_or_zero(row.u + row.v);
+  const auto outer = [&](Value a, Value b) { return reshape(a, Shape{n, d, 1}) * reshape(b, Shape{n, 1, d}); };
+  const Value r = identity_matrix(*z.tape, d, z.dtype()) - 2.0 * outer(w, w) + 2.0 * outer(row.v, row.u);
+  return g_matrix(z, q, reshape(row.lambda, Shape{n, 1, 1}) * r);
 }
 
 }  // namespace sg

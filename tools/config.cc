@@ -9,7 +9,7 @@
 #include "core/backend.h"
 #include "core/error.h"
 #include "models/vqvae_training.h"
-#include "ops/estimators.h"
+#include "ops/estimator_table.h"
 #include "tools/files.h"
 
 namespace sg::tools {

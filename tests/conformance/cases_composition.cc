@@ -1,7 +1,7 @@
 // Cases of compositions: what models are written with, and patterns that passes rewrite.
 #include "ops/conv.h"
 #include "ops/elementwise.h"
-#include "ops/estimators.h"
+#include "ops/estimator_table.h"
 #include "ops/gradient.h"
 #include "ops/index.h"
 #include "ops/matmul.h"
@@ -16,7 +16,7 @@ namespace {
 using In = std::span<const Value>;
 
 // A vector-quantizer step in small: nearest codes, both losses, the straight-through value into a decoder.
-Value quantizer_loss(In v, const Estimator& estimator) {
+Value quantizer_loss(In v, const BoundEstimator& estimator) {
   const Value z = v[0], codes = v[1], weight = v[2];
   const Value q = gather_rows(codes, nearest_code(z, codes));
   const Value codebook = mean(square(q - stop_gradient(z))), commitment = mean(square(z - stop_gradient(q)));
@@ -65,8 +65,8 @@ void add_composition_cases(CaseList& list) {
     return tanh(transpose(reshape(square(v[0]) + v[0], Shape{2, 6}), {1, 0}));
   });
 
-  for (const auto& name : estimator_names()) {
-    const Estimator estimator = estimator_by_name(name);
+  for (const auto& name : rows_only_estimator_names()) {
+    const BoundEstimator estimator = estimator_by_name(name);
     list.add("estimator_" + name, "rows", {nonzero_reals({6, 4}), nonzero_reals({6, 4})},
              [estimator](Tape&, In v) { return estimator(v[0], v[1]); })
         .accuracy(64);

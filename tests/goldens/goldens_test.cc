@@ -15,7 +15,7 @@
 #include "models/vqvae_training.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
-#include "ops/estimators.h"
+#include "ops/estimator_table.h"
 #include "ops/norm.h"
 #include "ops/reduce.h"
 #include "ops/shape_ops.h"
