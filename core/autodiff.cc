@@ -1,7 +1,9 @@
 #include "core/autodiff.h"
 
 #include <algorithm>
+#include <climits>
 #include <deque>
+#include <unordered_map>
 
 namespace sg {
 namespace {
@@ -141,6 +143,151 @@ std::string state_of(const Tape& tape, const std::vector<std::int32_t>& cuts) {
   return text;
 }
 
+// One reverse pass over what a loss depends on. For each value it keeps whether the loss uses it, its cotangent as a
+// linear combination of symbols, and the instructions that end paths from it. A symbol stands for what one instruction
+// hands to one input; add, sub and aliases of the same extents hand on what they get, so that cancelling terms meet.
+class FlowsToLoss {
+ public:
+  FlowsToLoss(const Tape& tape, std::int32_t loss) : tape_(tape), flows_(ix(loss) + 1), sets_(1), loss_(loss) {
+    const auto instrs = tape.instrs();
+    const std::int32_t last = tape.producer(loss);
+    zero_.assign(ix(loss) + 1, 0);
+    for (std::int32_t i = 0; i <= last; ++i)
+      for (std::int32_t v : instrs[ix(i)].outputs)
+        if (v <= loss) zero_[ix(v)] = is_zero(instrs[ix(i)]);
+    flow(loss).used = true;
+    if (is_real(tape.type(loss).dtype)) flow(loss).terms = {{-1, 1}}, flow(loss).arrives = true;
+    for (std::int32_t i = last; i >= 0; --i) pass(i);
+  }
+
+  GradientFlow at(std::int32_t value) const {
+    GradientFlow result;
+    if (value > loss_) return result;
+    const Flow& f = flows_[ix(value)];
+    if (!f.terms.empty())
+      result.state = GradientFlow::State::live;
+    else if (f.arrives)
+      result.state = GradientFlow::State::zero;
+    else if (f.cuts != 0)
+      result.state = GradientFlow::State::blocked;
+    result.cuts = sets_[ix(result.state == GradientFlow::State::zero ? f.zeros : f.cuts)];
+    return result;
+  }
+
+ private:
+  using Terms = std::vector<std::pair<std::int64_t, int>>;  // symbol and its factor, by symbol, no factor 0
+  struct Flow {
+    bool used = false, arrives = false;  // by any op on the way to the loss; a cotangent, be it zero
+    Terms terms;                         // the cotangent; empty where nothing arrives, or where it is zero
+    std::int32_t cuts = 0, zeros = 0;    // sets: what passes no gradient; what makes a gradient zero
+    std::int32_t givers = 0;             // set: who handed it terms
+  };
+  static constexpr std::size_t kMostTerms = 64;  // a longer combination becomes a symbol of its own
+
+  static std::size_t ix(std::int64_t i) { return static_cast<std::size_t>(i); }
+  Flow& flow(std::int32_t value) { return flows_[ix(value)]; }
+  std::int64_t symbol(std::int32_t instr, std::size_t input) {
+    return static_cast<std::int64_t>(instr) << 16 | static_cast<std::int64_t>(input);
+  }
+
+  // Whether every element is 0, whatever is fed: a constant, and what moving or multiplying makes of it.
+  bool is_zero(const Instr& instr) const {
+    const OpDef& def = op_def(instr.op);
+    const auto zero = [&](std::size_t k) { return zero_[ix(instr.inputs[k])] != 0; };
+    if (def.role == Role::constant) {
+      if (instr.attrs.has("value")) return instr.attrs.d("value") == 0;
+      const Tensor& t = tape_.constant_tensor(instr.attrs.i("tensor"));
+      for (std::int64_t i = 0; i < t.elements(); ++i)
+        if (t.at(i) != 0) return false;
+      return t.elements() > 0;
+    }
+    if (def.role == Role::mul) return zero(0) || zero(1);
+    return (def.role == Role::stop_gradient || def.role == Role::alias || (def.moves && instr.inputs.size() == 1)) &&
+           zero(0);
+  }
+
+  // The set with the members of both.
+  std::int32_t united(std::int32_t a, std::int32_t b) {
+    if (a == b || b == 0) return a;
+    if (a == 0) return b;
+    const auto &x = sets_[ix(a)], &y = sets_[ix(b)];
+    if (std::includes(x.begin(), x.end(), y.begin(), y.end())) return a;
+    if (std::includes(y.begin(), y.end(), x.begin(), x.end())) return b;
+    std::vector<std::int32_t> all;
+    std::set_union(x.begin(), x.end(), y.begin(), y.end(), std::back_inserter(all));
+    sets_.push_back(std::move(all));
+    return static_cast<std::int32_t>(sets_.size() - 1);
+  }
+  std::int32_t set_of(std::int32_t instr) {
+    std::int32_t& known = singles_[instr];
+    if (known == 0) {
+      sets_.push_back({instr});
+      known = static_cast<std::int32_t>(sets_.size() - 1);
+    }
+    return known;
+  }
+
+  void add(Flow& to, const Terms& terms, int factor, std::int32_t instr) {
+    to.givers = united(to.givers, set_of(instr));
+    for (const auto& [symbol, count] : terms) {
+      const auto at = std::lower_bound(to.terms.begin(), to.terms.end(), std::pair{symbol, INT_MIN});
+      if (at == to.terms.end() || at->first != symbol)
+        to.terms.insert(at, {symbol, factor * count});
+      else if ((at->second += factor * count) == 0)
+        to.terms.erase(at);
+    }
+    to.arrives = true;
+    if (to.terms.empty()) to.zeros = united(to.zeros, to.givers);
+  }
+
+  void pass(std::int32_t index) {
+    const Instr& instr = tape_.instrs()[ix(index)];
+    const OpDef& def = op_def(instr.op);
+    bool used = false, arrives = false, live = false;
+    std::int32_t cuts = 0, zeros = 0;
+    for (std::int32_t v : instr.outputs) {
+      if (v > loss_) continue;
+      const Flow& f = flow(v);
+      used = used || f.used;
+      if (carries_gradient(tape_, instr, v)) {
+        arrives = arrives || f.arrives;
+        live = live || !f.terms.empty();
+        cuts = united(cuts, f.cuts);
+        zeros = united(zeros, f.zeros);
+      } else if (f.used) {
+        cuts = united(cuts, set_of(index));
+      }
+    }
+    if (!used) return;
+    for (std::size_t k = 0; k < instr.inputs.size(); ++k) {
+      Flow& in = flow(instr.inputs[k]);
+      in.used = true;
+      const TensorType& type = tape_.type(instr.inputs[k]);
+      if (!is_real(type.dtype)) continue;
+      in.cuts = united(in.cuts, cuts);
+      in.zeros = united(in.zeros, zeros);
+      in.arrives = in.arrives || arrives;
+      if (!live) continue;
+      const Flow& out = flow(instr.outputs[0]);
+      const bool linear = def.role == Role::alias || ((def.role == Role::add || def.role == Role::sub) &&
+                                                      type.shape == tape_.type(instr.outputs[0]).shape);
+      if (linear && out.terms.size() <= kMostTerms)
+        add(in, out.terms, def.role == Role::sub && k == 1 ? -1 : 1, index);
+      else if (def.role == Role::mul && zero_[ix(instr.inputs[1 - k])])
+        in.zeros = united(in.zeros, set_of(index));
+      else
+        add(in, {{symbol(index, k), 1}}, 1, index);
+    }
+  }
+
+  const Tape& tape_;
+  std::vector<Flow> flows_;                       // per value up to the loss
+  std::vector<char> zero_;                        // per value: is_zero
+  std::deque<std::vector<std::int32_t>> sets_;    // sorted; set 0 is empty
+  std::unordered_map<std::int32_t, std::int32_t> singles_;
+  std::int32_t loss_;
+};
+
 [[noreturn]] void unreachable(Tape& tape, Value output, Value wrt, Loc loc) {
   const GradientFlow flow = gradient_flow(output, wrt);
   std::string text = fmt::format("gradients: no path from loss %{} to {}\n", output.id, tape.name_of(wrt.id));
@@ -219,36 +366,17 @@ Value gradient(Value loss, Value wrt, IfUnreachable policy, Loc loc) {
   return gradients(loss, std::span<const Value>(&wrt, 1), policy, loc)[0];
 }
 
-GradientFlow gradient_flow(Value loss, Value wrt) {
-  SG_CHECK(loss.tape != nullptr && loss.tape == wrt.tape, "loss and wrt are on one tape");
-  const Tape& tape = *loss.tape;
-  const auto n = static_cast<std::size_t>(tape.value_count());
-  std::vector<char> smooth(n, 0), used(n, 0);  // reached from wrt by gradients; used on the way to the loss, by any op
-  smooth[static_cast<std::size_t>(wrt.id)] = is_real(wrt.dtype());
-  used[static_cast<std::size_t>(loss.id)] = 1;
-  const auto instrs = tape.instrs();
-  for (std::size_t i = instrs.size(); i-- > 0;)
-    if (std::any_of(instrs[i].outputs.begin(), instrs[i].outputs.end(),
-                    [&](std::int32_t v) { return used[static_cast<std::size_t>(v)]; }))
-      for (std::int32_t v : instrs[i].inputs) used[static_cast<std::size_t>(v)] = 1;
-  GradientFlow flow;
-  for (std::size_t i = 0; i < instrs.size(); ++i) {
-    const Instr& instr = instrs[i];
-    if (std::none_of(instr.inputs.begin(), instr.inputs.end(),
-                     [&](std::int32_t v) { return smooth[static_cast<std::size_t>(v)]; }))
-      continue;
-    for (std::int32_t v : instr.outputs) {
-      if (carries_gradient(tape, instr, v))
-        smooth[static_cast<std::size_t>(v)] = 1;
-      else if (used[static_cast<std::size_t>(v)])
-        flow.cuts.push_back(static_cast<std::int32_t>(i));
-    }
+GradientFlow gradient_flow(Value loss, Value wrt) { return gradient_flows(loss, std::span(&wrt, 1))[0]; }
+
+std::vector<GradientFlow> gradient_flows(Value loss, std::span<const Value> wrt) {
+  SG_CHECK(loss.tape != nullptr, "null Value as loss");
+  const FlowsToLoss flows(*loss.tape, loss.id);
+  std::vector<GradientFlow> result;
+  for (const Value& w : wrt) {
+    SG_CHECK(w.tape == loss.tape, "loss and wrt are on one tape");
+    result.push_back(flows.at(w.id));
   }
-  if (smooth[static_cast<std::size_t>(loss.id)])
-    flow.state = GradientFlow::State::live;
-  else if (!flow.cuts.empty())
-    flow.state = GradientFlow::State::blocked;
-  return flow;
+  return result;
 }
 
 std::string explain_gradient(Value loss, Value wrt) {
@@ -260,6 +388,8 @@ std::string explain_gradient(Value loss, Value wrt) {
       return text + "unconnected: the loss does not depend on it\n";
     case GradientFlow::State::blocked:
       return text + "blocked: every path is cut by\n" + state_of(tape, flow.cuts);
+    case GradientFlow::State::zero:
+      return text + "zero: a factor of 0, or the cancelling of paths, makes it so at\n" + state_of(tape, flow.cuts);
     case GradientFlow::State::live:
       break;
   }

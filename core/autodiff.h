@@ -28,11 +28,17 @@ std::vector<Value> vjp(std::span<const Value> outputs, std::span<const Value> co
 // unconnected. Nothing is executed and nothing is recorded.
 std::string explain_gradient(Value loss, Value wrt);
 
-// The same as data. `cuts`: indices of the instructions that end a path from wrt towards the loss.
+// The same as data. live: a gradient arrives. zero: one arrives, but it is 0 whatever the numbers are, for every path is
+// multiplied by a constant 0 or cancels another (r - straight_through(r, q) in r). blocked: the loss depends on it only
+// through instructions that pass no gradient. unconnected: it does not depend on it.
+// cuts: indices of the instructions that end a path from wrt towards the loss, in record order; where the state is zero,
+// those that make it so.
 struct GradientFlow {
-  enum class State : std::uint8_t { live, blocked, unconnected } state = State::unconnected;
+  enum class State : std::uint8_t { live, blocked, unconnected, zero } state = State::unconnected;
   std::vector<std::int32_t> cuts;
 };
 GradientFlow gradient_flow(Value loss, Value wrt);
+// Of one loss to many values, by one reverse pass over the tape.
+std::vector<GradientFlow> gradient_flows(Value loss, std::span<const Value> wrt);
 
 }  // namespace sg

@@ -28,6 +28,8 @@ std::string_view to_string(ErrorKind kind) {
       return "io";
     case ErrorKind::usage:
       return "usage";
+    case ErrorKind::contract:
+      return "contract";
     case ErrorKind::internal:
       return "internal";
   }

@@ -15,7 +15,7 @@ using Loc = std::source_location;
 std::string to_string(Loc);  // "models/layers.cc:88"; "<unknown>" for a default-made location
 
 enum class ErrorKind : unsigned char {
-  shape, dtype, attribute, unreachable_gradient, unsupported, backend, non_finite, io, usage, internal
+  shape, dtype, attribute, unreachable_gradient, unsupported, backend, non_finite, io, usage, contract, internal
 };
 std::string_view to_string(ErrorKind);
 
