@@ -22,10 +22,10 @@ Value as_real(Operand counts) {
 
 Value usage(Operand counts) { return mean(cast(greater(as_real(counts), 0.0), DType::f32)); }
 
-Value perplexity(Operand counts) {
-  const Value c = as_real(counts);
-  const Value p = c / maximum(sum(c), kTiny);
-  return exp(-sum(p * log(p + 1e-10)));
+Value perplexity(Operand counts, std::int64_t books) {
+  const Value c = reshape(as_real(counts), std::vector<std::int64_t>{books, -1});
+  const Value p = c / maximum(sum(c, {-1}, true), kTiny);
+  return mean(exp(-sum(p * log(p + 1e-10), {-1})));
 }
 
 Spread spread(Operand per_row) {

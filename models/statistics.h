@@ -6,8 +6,9 @@ namespace sg {
 
 // counts (K), real or i32: how often each code was chosen over whatever the counts cover.
 Value usage(Operand counts);  // the fraction of codes chosen at least once
-Value perplexity(
-    Operand counts);  // exp(-sum p log(p + 1e-10)), p = counts / their sum: between 1 and K. 1 where the sum is 0
+// exp(-sum p log(p + 1e-10)), p = counts / their sum: between 1 and K. 1 where the sum is 0. With several books (counts
+// of one after the other) the mean of theirs.
+Value perplexity(Operand counts, std::int64_t books = 1);
 
 // A number per row, summed up: arithmetic mean, 5 % and 95 % quantiles. All scalars.
 struct Spread {

@@ -12,18 +12,9 @@
 namespace sg {
 namespace {
 
-VectorQuantizerConfig quantizer_config(const VqVaeConfig& c) {
-  VectorQuantizerConfig q;
-  q.codes = c.codes;
-  q.dim = c.code_dim;
-  q.metric = c.metric;
-  q.estimator = estimator_by_name(c.estimator);
-  q.codebook = c.codebook;
-  q.ema_decay = c.ema_decay;
-  q.ema_eps = c.ema_eps;
-  q.init = c.init;
-  q.normal_deviation = c.normal_deviation;
-  q.revival = c.revival;
+QuantizerConfig quantizer_config(const VqVaeConfig& c) {
+  QuantizerConfig q = c.quantizer;
+  q.side = c.latent_height() == c.latent_width() ? c.latent_height() : 0;
   return q;
 }
 
@@ -42,8 +33,8 @@ VqVaeConfig vqvae_preset(std::string_view name) {
     c.channels = 3;
     c.hidden = 256;
     c.residual = 64;
-    c.code_dim = 256;
-    c.codes = 1024;
+    c.quantizer.dim = 256;
+    c.quantizer.codes = 1024;
     c.batch = 64;
     return c;
   }
@@ -67,8 +58,8 @@ void validate(const VqVaeConfig& c) {
   if (c.hidden % 2 != 0) fail(ErrorKind::usage, "VQ-VAE: hidden is {}, an even number is needed", c.hidden);
   at_least("residual", c.residual, 1);
   at_least("residual_blocks", c.residual_blocks, 0);
-  at_least("code_dim", c.code_dim, 1);
-  at_least("codes", c.codes, 1);
+  at_least("code_dim", c.quantizer.dim, 1);
+  at_least("codes", c.quantizer.codes, 1);
   at_least("batch", c.batch, 1);
   at_least("warmup", c.warmup, 0);
   at_least("window", c.window, 1);
@@ -76,29 +67,24 @@ void validate(const VqVaeConfig& c) {
     if (!(value >= 0) || !std::isfinite(value))
       fail(ErrorKind::usage, "VQ-VAE: {} is {}, a finite number of at least 0 is needed", what, value);
   };
-  not_negative("beta", c.beta);
-  not_negative("gamma", c.gamma);
+  not_negative("beta", c.quantizer.beta);
+  not_negative("gamma", c.quantizer.gamma);
   not_negative("lr", c.lr);
   not_negative("weight_decay", c.weight_decay);
   not_negative("clip", c.clip);
-  not_negative("revival", c.revival);
-  not_negative("ema_eps", c.ema_eps);
-  if (!(c.normal_deviation > 0))
-    fail(ErrorKind::usage, "VQ-VAE: normal_deviation is {}, a positive number is needed", c.normal_deviation);
-  if (!(c.ema_decay >= 0 && c.ema_decay < 1))
-    fail(ErrorKind::usage, "VQ-VAE: ema_decay is {}, a number in [0, 1) is needed", c.ema_decay);
-  estimator_by_name(c.estimator);
+  not_negative("revival", c.quantizer.revival);
+  not_negative("ema_eps", c.quantizer.ema_eps);
   const std::vector<std::string> optimizers = optimizer_names();
   if (std::find(optimizers.begin(), optimizers.end(), c.optimizer) == optimizers.end())
     fail(ErrorKind::usage, "unknown optimizer '{}'; known: {}", c.optimizer, fmt::join(optimizers, ", "));
 }
 
-VqVaeEncoder::VqVaeEncoder(Module& parent, const VqVaeConfig& c)
+VqVaeEncoder::VqVaeEncoder(Module& parent, const VqVaeConfig& c, std::int64_t code_dim)
     : Module(parent, "encoder"),
       down1_(*this, "down1", c.channels, c.hidden / 2, 4, 2, 1),
       down2_(*this, "down2", c.hidden / 2, c.hidden, 4, 2, 1),
       conv_(*this, "conv", c.hidden, c.hidden, 3, 1, 1),
-      out_(*this, "out", c.hidden, c.code_dim, 1) {
+      out_(*this, "out", c.hidden, code_dim, 1) {
   for (std::int64_t i = 1; i <= c.residual_blocks; ++i)
     blocks_.emplace_back(*this, fmt::format("res{}", i), c.hidden, c.residual);
 }
@@ -110,9 +96,9 @@ Value VqVaeEncoder::operator()(Value images) const {
   return out_(relu(h));
 }
 
-VqVaeDecoder::VqVaeDecoder(Module& parent, const VqVaeConfig& c)
+VqVaeDecoder::VqVaeDecoder(Module& parent, const VqVaeConfig& c, std::int64_t code_dim)
     : Module(parent, "decoder"),
-      in_(*this, "conv", c.code_dim, c.hidden, 3, 1, 1),
+      in_(*this, "conv", code_dim, c.hidden, 3, 1, 1),
       up1_(*this, "up1", c.hidden, c.hidden / 2, 4, 2, 1),
       up2_(*this, "up2", c.hidden / 2, c.channels, 4, 2, 1) {
   for (std::int64_t i = 1; i <= c.residual_blocks; ++i)
@@ -129,41 +115,38 @@ Value VqVaeDecoder::operator()(Value latents) const {
 VqVae::VqVae(const VqVaeConfig& config)
     : Module(config.seed),
       config_(validated(config)),
-      encoder_(*this, config_),
-      quantizer_(*this, "quantizer", quantizer_config(config_)),
-      decoder_(*this, config_) {}
+      quantizer_(make_quantizer(*this, "quantizer", quantizer_config(config_))),
+      encoder_(*this, config_, quantizer_->dim()),
+      decoder_(*this, config_, quantizer_->dim()) {}
 
 Value VqVae::encode(Value images) const {
   const Shape& s = images.shape();
   if (s.rank() != 4 || s[1] != config_.height || s[2] != config_.width || s[3] != config_.channels)
     fail(ErrorKind::shape, "VQ-VAE: images are {}, expected [N,{},{},{}]", to_string(images.type()), config_.height,
          config_.width, config_.channels);
-  return reshape(encoder_(images), std::vector<std::int64_t>{-1, config_.code_dim});
+  return encoder_(images);
 }
 
-Value VqVae::decode_rows(Value rows, std::int64_t n) const {
-  return decoder_(reshape(rows, Shape{n, config_.latent_height(), config_.latent_width(), config_.code_dim}));
-}
-
-VqVae::Output VqVae::operator()(Value images) const {
+VqVae::Output VqVae::operator()(Value images, const QuantizeContext& context) const {
   Output out;
-  out.rows = encode(images);
-  out.quantized = quantizer_(out.rows);
-  out.images = decode_rows(out.quantized.z_q, images.shape()[0]);
+  out.latents = encode(images);
+  out.quantized = (*quantizer_)(out.latents, context);
+  out.images = decoder_(out.quantized.z_q);
   return out;
 }
 
-Value VqVae::tokens(Value images) const {
-  const Value indices = quantizer_.nearest(encode(images));
-  return reshape(indices, Shape{images.shape()[0], config_.latent_height(), config_.latent_width()});
+Shape VqVae::token_shape(std::int64_t n) const {
+  return quantizer_->index_shape({n, config_.latent_height(), config_.latent_width(), quantizer_->dim()});
 }
+
+Value VqVae::tokens(Value images) const { return quantizer_->encode(encode(images)); }
 
 Value VqVae::decode(Value tokens) const {
   const Shape& s = tokens.shape();
-  if (s.rank() != 3 || s[1] != config_.latent_height() || s[2] != config_.latent_width())
-    fail(ErrorKind::shape, "VQ-VAE: tokens are {}, expected [N,{},{}]", to_string(tokens.type()),
-         config_.latent_height(), config_.latent_width());
-  return decode_rows(quantizer_.lookup(tokens), s[0]);
+  if (s.rank() < 1 || s != token_shape(s[0]))
+    fail(ErrorKind::shape, "VQ-VAE: tokens are {}, expected {}", to_string(tokens.type()),
+         to_string(TensorType{DType::i32, token_shape(s.rank() < 1 ? 1 : s[0])}));
+  return decoder_(quantizer_->decode(tokens));
 }
 
 }  // namespace sg

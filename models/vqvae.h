@@ -7,11 +7,12 @@
 // Images are f32 (N,H,W,C) in [0,1].
 #pragma once
 #include <deque>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "models/layers.h"
-#include "models/quantizer.h"
+#include "models/quantizers/quantizer.h"
 
 namespace sg {
 
@@ -19,21 +20,17 @@ namespace sg {
 struct VqVaeConfig {
   std::int64_t height = 28, width = 28, channels = 1;  // of an image; height and width are multiples of 4
   std::int64_t hidden = 128, residual = 32, residual_blocks = 2;
-  std::int64_t code_dim = 64, codes = 512;
-  std::string estimator = "ste";  // see estimator_names()
-  Metric metric = Metric::euclidean;
-  CodebookUpdate codebook = CodebookUpdate::loss;
-  CodebookInit init = CodebookInit::uniform;
-  double normal_deviation = 1.0;  // of init normal
-  double ema_decay = 0.99, ema_eps = 1e-5;
-  double revival = 0;
-  double beta = 1.0, gamma = 0.25;  // weights of the codebook and the commitment loss
+  QuantizerConfig quantizer;
+  // The weight of the commitment loss times sg[|d reconstruction/dz| / |d commitment/dz|]: gamma is then the share that
+  // the commitment has of the encoder's gradient, whatever the estimator's scale, as VQ-GAN balances its two losses.
+  bool balance_commitment = false;
   std::int64_t batch = 128;
   std::string optimizer = "adam";  // see optimizer_names()
   double lr = 3e-4, weight_decay = 0;
   std::int64_t warmup = 0;    // steps of linear warm-up
   bool cosine_decay = false;  // of the learning rate to 0 over the run's steps
   double clip = 0;            // bound of the gradients' global norm; 0: none
+  std::int64_t steps = 0;     // of the whole run, for schedules that go with it; 0: as if it were done
   std::int64_t window = 100;  // steps over which usage and perplexity are counted
   std::uint32_t seed = 1;
 
@@ -51,7 +48,7 @@ void validate(const VqVaeConfig& config);
 
 class VqVaeEncoder : public Module {
  public:
-  VqVaeEncoder(Module& parent, const VqVaeConfig& config);
+  VqVaeEncoder(Module& parent, const VqVaeConfig& config, std::int64_t code_dim);
   Value operator()(Value images) const;  // (N,H,W,C) -> (N,H/4,W/4,D)
 
  private:
@@ -62,7 +59,7 @@ class VqVaeEncoder : public Module {
 
 class VqVaeDecoder : public Module {
  public:
-  VqVaeDecoder(Module& parent, const VqVaeConfig& config);
+  VqVaeDecoder(Module& parent, const VqVaeConfig& config, std::int64_t code_dim);
   Value operator()(Value latents) const;  // (N,H/4,W/4,D) -> (N,H,W,C)
 
  private:
@@ -77,23 +74,23 @@ class VqVae : public Module {
 
   struct Output {
     Value images;         // reconstructions (N,H,W,C), not clamped
-    Value rows;           // (N H/4 W/4, D) encoder outputs
-    Quantized quantized;  // of these rows
+    Value latents;        // (N,H/4,W/4,D) encoder outputs
+    Quantized quantized;  // of these
   };
-  Output operator()(Value images) const;  // (N,H,W,C)
-  Value encode(Value images) const;       // -> rows (N H/4 W/4, D)
-  Value tokens(Value images) const;       // -> i32 (N,H/4,W/4)
-  Value decode(Value tokens) const;       // i32 (N,H/4,W/4) -> images (N,H,W,C)
+  Output operator()(Value images, const QuantizeContext& context = {}) const;  // (N,H,W,C)
+  Value encode(Value images) const;                                            // -> latents (N,H/4,W/4,D)
+  Value tokens(Value images) const;                                            // -> i32 token_shape(N)
+  Value decode(Value tokens) const;                                            // i32 token_shape(N) -> images (N,H,W,C)
+  Shape token_shape(std::int64_t n) const;  // (N,H/4,W/4) where each latent has one index
 
   const VqVaeConfig& config() const { return config_; }
-  VectorQuantizer& quantizer() { return quantizer_; }
-  const VectorQuantizer& quantizer() const { return quantizer_; }
+  Quantizer& quantizer() { return *quantizer_; }
+  const Quantizer& quantizer() const { return *quantizer_; }
 
  private:
-  Value decode_rows(Value rows, std::int64_t n) const;
   VqVaeConfig config_;
+  std::unique_ptr<Quantizer> quantizer_;  // first: it knows how wide its rows are
   VqVaeEncoder encoder_;
-  VectorQuantizer quantizer_;
   VqVaeDecoder decoder_;
 };
 

@@ -15,9 +15,22 @@ namespace {
 TensorType images_type(const VqVaeConfig& c, std::int64_t n) {
   return {DType::f32, {n, c.height, c.width, c.channels}};
 }
-TensorType tokens_type(const VqVaeConfig& c, std::int64_t n) {
-  return {DType::i32, {n, c.latent_height(), c.latent_width()}};
+// Indices numbered over all books: book b has the numbers from b K on.
+Value book_indices(const Quantizer& q, Value indices) {
+  if (q.books() == 1) return indices;
+  Tensor offsets({DType::i32, {q.books()}});
+  for (std::int64_t b = 0; b < q.books(); ++b) offsets.set(b, static_cast<double>(b * q.codes()));
+  return indices + indices.tape->constant(offsets);
 }
+
+// How far the run is, in [0,1], at the start of the step.
+Value progress(Tape& tape, VqVaeTraining& training) {
+  const std::int64_t steps = training.model().config().steps;
+  if (steps <= 0) return tape.constant(1.0, {DType::f32, {}});
+  return minimum(cast(tape.read(training.step()), DType::f32) / static_cast<double>(steps), 1.0);
+}
+
+Value norm_of(Value x) { return sqrt(sum(square(x))); }
 
 }  // namespace
 
@@ -25,7 +38,7 @@ VqVaeTraining::VqVaeTraining(VqVae& model)
     : model_(model),
       optimizer_(optimizer_by_name(model.config().optimizer, model.parameters(), model.config().weight_decay)),
       random_("training.random", Tensor::of<std::int32_t>({2}, {static_cast<std::int32_t>(model.config().seed), 0})),
-      ring_("training.ring", Tensor({DType::f32, {model.config().window, model.config().codes}})),
+      ring_("training.ring", Tensor({DType::f32, {model.config().window, model.quantizer().all_codes()}})),
       slot_("training.slot", Tensor({DType::i32, {}})),
       step_("training.step", Tensor({DType::i32, {}})) {}
 
@@ -42,36 +55,49 @@ std::vector<Value> TrainStep::fetches() const {
   return values;
 }
 
+Value TrainStep::metric(std::string_view name) const {
+  for (const NamedValue& m : metrics)
+    if (m.name == name) return m.value;
+  fail(ErrorKind::usage, "training step: no metric '{}'", name);
+}
+
 TrainStep build_train_step(Tape& tape, VqVaeTraining& training) {
-  const VqVae& model = training.model();
+  VqVae& model = training.model();
+  Quantizer& quantizer = model.quantizer();
   const VqVaeConfig& c = model.config();
   TrainStep step;
   step.images = tape.input("images", images_type(c, c.batch));
   step.learning_rate = tape.input("learning_rate", {DType::f32, {}});
 
-  const VqVae::Output out = model(step.images);
-  const Quantized& quantized = out.quantized;
+  const QuantizeContext context{
+      .random = tape.read(training.random()), .progress = progress(tape, training), .mask = {}};
+  const VqVae::Output out = model(step.images, context);
+  const Quantized& quantized = step.quantized = out.quantized;
   step.reconstructions = out.images;
   step.reconstruction = mean_squared_error(out.images, step.images);
-  step.codebook = quantized.codebook_loss;
-  step.commitment = quantized.commitment_loss;
-  const Value weighted_commitment = c.gamma * step.commitment;
-  step.total = step.reconstruction + weighted_commitment;
-  const bool by_loss = model.quantizer().trained_by_loss();
-  if (by_loss) step.total = step.total + c.beta * step.codebook;
 
-  // The reconstruction reaches the rest only through z_q, and z_q reaches the loss only through the reconstruction: its
-  // gradient at z_q is part of the total's backward, and the decoder is not differentiated a second time.
+  // The reconstruction is differentiated here and again as a part of the total; the compiler shares what is the same.
+  Value through_quantizer = step.reconstruction;
+  if (const Value term = quantizer.estimator_term(step.reconstruction, quantized))
+    through_quantizer = through_quantizer + term;
+  const Value from_reconstruction = gradient(through_quantizer, out.latents, IfUnreachable::zero);
+  Value gamma, losses;
+  for (const LossTerm& term : quantized.losses) {
+    Value weighted = term.weight * term.value;
+    if (c.balance_commitment && term.name == "commitment") {
+      gamma = term.weight *
+              stop_gradient(norm_of(from_reconstruction) / (norm_of(gradient(term.value, out.latents)) + 1e-12));
+      weighted = gamma * term.value;
+    }
+    if (term.weight != 0) losses = losses ? losses + weighted : weighted;
+  }
+  step.total = losses ? through_quantizer + losses : through_quantizer;
+  const Value from_losses = losses ? gradient(losses, out.latents, IfUnreachable::zero) : Value();
+
   const std::span<Variable* const> parameters = training.optimizer().parameters();
   std::vector<Value> wrt;
   for (Variable* p : parameters) wrt.push_back(tape.read(*p));
-  wrt.push_back(quantized.z_q);
   std::vector<Value> grads = gradients(step.total, wrt);
-  const Value at_z_q = grads.back();
-  grads.pop_back();
-  const Value one_z_q[] = {quantized.z_q}, one_grad[] = {at_z_q}, one_row[] = {out.rows};
-  const Value from_reconstruction = vjp(one_z_q, one_grad, one_row, IfUnreachable::zero).front();
-  const Value from_commitment = gradient(weighted_commitment, out.rows);
 
   Value norm;
   if (c.clip > 0) {
@@ -82,42 +108,37 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training) {
     norm = global_norm(grads);
   }
 
+  StepUpdates updates(tape);
   const std::vector<Value> updated = training.optimizer().update(tape, grads, step.learning_rate);
-  VectorQuantizer& quantizer = training.model().quantizer();
-  Value trained_codebook;
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    if (parameters[i] == &quantizer.codebook())
-      trained_codebook = updated[i];
-    else
-      tape.assign(*parameters[i], updated[i]);
-  }
-  const Value new_codebook = quantizer.update(quantized, trained_codebook, tape.read(training.random()));
-  tape.assign(quantizer.codebook(), new_codebook);
+  for (std::size_t i = 0; i < parameters.size(); ++i) updates.set(*parameters[i], updated[i]);
+  quantizer.update(quantized, context, updates);
+  updates.commit();
 
   const Scope scope(tape, "statistics");
-  const Value counts = histogram(quantized.indices, c.codes);
+  const Value counts = histogram(book_indices(quantizer, quantized.indices), quantizer.all_codes());
   const Value window = windowed_counts(tape, training.ring(), training.slot(), counts);
   const RowStatistics rows = row_statistics(quantized.z, quantized.q);
   tape.assign(training.step(), tape.read(training.step()) + 1);
   advance_random_state(tape, training.random());
-  step.metrics = {{"loss", step.total},
-                  {"reconstruction", step.reconstruction},
-                  {"codebook", step.codebook},
-                  {"commitment", step.commitment},
-                  {"usage", usage(counts)},
-                  {"perplexity", perplexity(counts)},
-                  {"usage_window", usage(window)},
-                  {"perplexity_window", perplexity(window)},
-                  {"relative_error", rows.relative_error},
-                  {"norm_ratio", rows.norm_ratio.mean},
-                  {"norm_ratio_p5", rows.norm_ratio.low},
-                  {"norm_ratio_p95", rows.norm_ratio.high},
-                  {"angle", rows.angle.mean},
-                  {"angle_p5", rows.angle.low},
-                  {"angle_p95", rows.angle.high},
-                  {"grad_reconstruction", sqrt(sum(square(from_reconstruction)))},
-                  {"grad_commitment", sqrt(sum(square(from_commitment)))},
-                  {"grad_norm", norm}};
+  step.metrics = {{"loss", step.total}, {"reconstruction", step.reconstruction}};
+  for (const LossTerm& term : quantized.losses) step.metrics.push_back({term.name, term.value});
+  const std::vector<NamedValue> rest{
+      {"usage", usage(counts)},
+      {"perplexity", perplexity(counts, quantizer.books())},
+      {"usage_window", usage(window)},
+      {"perplexity_window", perplexity(window, quantizer.books())},
+      {"relative_error", rows.relative_error},
+      {"norm_ratio", rows.norm_ratio.mean},
+      {"norm_ratio_p5", rows.norm_ratio.low},
+      {"norm_ratio_p95", rows.norm_ratio.high},
+      {"angle", rows.angle.mean},
+      {"angle_p5", rows.angle.low},
+      {"angle_p95", rows.angle.high},
+      {"grad_reconstruction", norm_of(from_reconstruction)},
+      {"grad_commitment", from_losses ? norm_of(from_losses) : tape.constant(0.0, {DType::f32, {}})},
+      {"grad_norm", norm}};
+  step.metrics.insert(step.metrics.end(), rest.begin(), rest.end());
+  if (gamma) step.metrics.push_back({"gamma", gamma});
   return step;
 }
 
@@ -136,43 +157,46 @@ Evaluation build_evaluation(Tape& tape, const VqVae& model, std::int64_t batch) 
 
   const Scope scope(tape, "evaluation");
   e.squared_error = sum(e.weights * sum(square(out.images - e.images), {1, 2, 3}));
-  const std::int64_t rows = c.latent_height() * c.latent_width();
-  const Value row_weights = reshape(broadcast(reshape(e.weights, {batch, 1}), {batch, rows}), Shape{batch * rows});
+  e.rows = quantized.z.shape()[0] / batch;
+  e.width = quantized.z.shape()[1];
+  const auto repeated = [&](std::int64_t times) {
+    return reshape(broadcast(reshape(e.weights, {batch, 1}), {batch, times}), Shape{batch * times});
+  };
   const Value error = sum(square(quantized.z - quantized.q), {-1});
-  e.quantization_error = sum(row_weights * error);
-  e.relative_error = sum(row_weights * error / maximum(sum(square(quantized.z), {-1}), 1e-30));
-  e.counts = reshape(scatter_add_rows(quantized.indices, reshape(row_weights, Shape{batch * rows, 1}), c.codes),
-                     Shape{c.codes});
+  e.quantization_error = sum(repeated(e.rows) * error);
+  e.relative_error = sum(repeated(e.rows) * error / maximum(sum(square(quantized.z), {-1}), 1e-30));
+  const Quantizer& quantizer = model.quantizer();
+  const std::int64_t n = quantized.indices.shape().elements(), k = quantizer.all_codes();
+  const Value indices = reshape(book_indices(quantizer, quantized.indices), Shape{n});
+  e.counts = reshape(scatter_add_rows(indices, reshape(repeated(n / batch), Shape{n, 1}), k), Shape{k});
   return e;
 }
 
 Encoding build_encode(Tape& tape, const VqVae& model, std::int64_t batch) {
-  const VqVaeConfig& c = model.config();
   Encoding e;
-  e.images = tape.input("images", images_type(c, batch));
-  e.rows = model.encode(e.images);
-  e.tokens = reshape(model.quantizer().nearest(e.rows), tokens_type(c, batch).shape);
+  e.images = tape.input("images", images_type(model.config(), batch));
+  e.latents = model.encode(e.images);
+  e.tokens = model.quantizer().encode(e.latents);
   return e;
 }
 
 Decoding build_decode(Tape& tape, const VqVae& model, std::int64_t batch) {
-  const VqVaeConfig& c = model.config();
   Decoding d;
-  d.tokens = tape.input("tokens", tokens_type(c, batch));
+  d.tokens = tape.input("tokens", {DType::i32, model.token_shape(batch)});
   d.images = model.decode(d.tokens);
-  const Value rows = reshape(model.quantizer().lookup(d.tokens), std::vector<std::int64_t>{-1, c.code_dim});
-  d.tokens_again = reshape(model.quantizer().nearest(rows), d.tokens.shape());
+  d.tokens_again = model.quantizer().requantize(d.tokens);
   return d;
 }
 
 void initialize_codebook(VqVae& model, const Tensor& images, Backend& backend) {
-  if (model.config().init != CodebookInit::kmeans) return;
+  if (!model.quantizer().wants_rows()) return;
   Tape tape;
   const Encoding encoding = build_encode(tape, model, images.shape().rank() == 0 ? 1 : images.shape()[0]);
-  Program program = compile(tape, {encoding.rows}, backend);
+  const Value rows = flatten_rows(encoding.latents);
+  Program program = compile(tape, {rows}, backend);
   program.feed(encoding.images, images);
   program.run();
-  model.quantizer().initialize(program.fetch(encoding.rows), backend);
+  model.quantizer().initialize(program.fetch(rows), backend);
 }
 
 }  // namespace sg

@@ -22,7 +22,7 @@ class VqVaeTraining {
   VqVae& model() const { return model_; }
   Optimizer& optimizer() const { return *optimizer_; }
   Variable& random() { return random_; }  // "training.random" i32 [2] {seed, step}
-  Variable& ring() { return ring_; }      // "training.ring" f32 (window, K)
+  Variable& ring() { return ring_; }      // "training.ring" f32 (window, L K)
   Variable& slot() { return slot_; }      // "training.slot" i32: row of the ring that the next step writes
   Variable& step() { return step_; }      // "training.step" i32: steps done
 
@@ -41,23 +41,27 @@ struct NamedValue {
 };  // a named scalar
 
 struct TrainStep {
-  Value images, learning_rate;                        // inputs: f32 (batch,H,W,C), f32 []
-  Value reconstructions;                              // (batch,H,W,C), of the parameters before this step's update
-  Value total, reconstruction, codebook, commitment;  // losses; codebook and commitment unweighted
-  std::vector<NamedValue> metrics;     // everything to log, scalars, in a fixed order: see build_train_step
-  std::vector<Value> fetches() const;  // the metrics' values
+  Value images, learning_rate;                // inputs: f32 (batch,H,W,C), f32 []
+  Value reconstructions;                      // (batch,H,W,C), of the parameters before this step's update
+  Value total, reconstruction;                // losses
+  Quantized quantized;                        // with the quantizer's losses, unweighted
+  std::vector<NamedValue> metrics;            // everything to log, scalars, in a fixed order: see build_train_step
+  std::vector<Value> fetches() const;         // the metrics' values
+  Value metric(std::string_view name) const;  // Error{usage} where there is none
 };
 
 // Records one step on the batch "images" with rate "learning_rate": losses, gradients, optimizer, codebook update,
-// counters. total = reconstruction + beta codebook (where it is trained by loss) + gamma commitment. Metrics, in this
-// order:
-//   loss, reconstruction, codebook, commitment
+// counters. total = reconstruction + the quantizer's weighted losses (beta codebook + gamma commitment, ...). Metrics,
+// in this order:
+//   loss, reconstruction, then each loss of the quantizer by its name (codebook, commitment, ...), unweighted
 //   usage, perplexity                             over this batch
 //   usage_window, perplexity_window               over the last config.window steps, this one included
 //   relative_error                                mean |z-q|^2 / |z|^2
 //   norm_ratio, norm_ratio_p5, norm_ratio_p95     |q| / |z|
 //   angle, angle_p5, angle_p95                    degrees between z and q
-//   grad_reconstruction, grad_commitment          Euclidean norm of d term / d encoder output, weights included (gamma)
+//   grad_reconstruction, grad_commitment          Euclidean norm of d term / d encoder output: of the reconstruction,
+//                                                 and of the quantizer's losses together, weighted
+//   gamma                                         weight of the commitment loss, where it is balanced
 //   grad_norm                                     of all parameters' gradients together, before clipping
 TrainStep build_train_step(Tape& tape, VqVaeTraining& training);
 
@@ -69,27 +73,28 @@ struct Evaluation {
   Value squared_error;       // sum w |x - xh|^2, scalar
   Value quantization_error;  // sum over rows w |z - q|^2
   Value relative_error;      // sum over rows w |z - q|^2 / |z|^2
-  Value counts;              // f32 (K): sum of w over rows with that code
+  Value counts;              // f32 (L K): sum of w over rows with that code, book after book
+  std::int64_t rows = 0, width = 0;  // compared rows of an image, and their length
   std::vector<Value> fetches() const;
 };
 Evaluation build_evaluation(Tape& tape, const VqVae& model, std::int64_t batch);
 
 struct Encoding {
-  Value images;  // input f32 (N,H,W,C)
-  Value rows;    // (N H/4 W/4, D) encoder outputs
-  Value tokens;  // i32 (N,H/4,W/4)
+  Value images;   // input f32 (N,H,W,C)
+  Value latents;  // (N,H/4,W/4,D) encoder outputs
+  Value tokens;   // i32 VqVae::token_shape(N)
 };
 Encoding build_encode(Tape& tape, const VqVae& model, std::int64_t batch);
 
 struct Decoding {
-  Value tokens;        // input i32 (N,H/4,W/4); an index out of range is Error{attribute} at run time
+  Value tokens;        // input i32 VqVae::token_shape(N); an index out of range is Error{attribute} at run time
   Value images;        // (N,H,W,C), not clamped
-  Value tokens_again;  // i32 (N,H/4,W/4): nearest codes of the looked-up rows; equal unless two codes coincide
+  Value tokens_again;  // of the same shape: Quantizer::requantize; equal unless two codes coincide
 };
 Decoding build_decode(Tape& tape, const VqVae& model, std::int64_t batch);
 
-// Where config.init is kmeans: sets the codebook by k-means on the encoder's outputs for `images` (N,H,W,C). Otherwise
-// nothing.
+// Where the quantizer starts from rows (init kmeans): initializes it with the encoder's outputs for `images` (N,H,W,C).
+// Otherwise nothing.
 void initialize_codebook(VqVae& model, const Tensor& images, Backend& backend);
 
 }  // namespace sg

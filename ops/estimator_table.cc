@@ -73,6 +73,14 @@ BoundEstimator::BoundEstimator(EstimatorDef row, std::vector<double> values)
   for (std::size_t i = 0; i < arguments.size(); ++i) check_argument(def, def.parameters[i], arguments[i]);
 }
 
+BoundEstimator::BoundEstimator(std::string_view text) : BoundEstimator(estimator_by_name(text)) {}
+
+std::string BoundEstimator::text() const {
+  std::string out = def.name;
+  for (const double a : arguments) out += fmt::format(":{}", a);
+  return out;
+}
+
 Value BoundEstimator::operator()(Value z, Value q) const {
   if (!def.rows_only)
     fail(ErrorKind::usage, "estimator {} needs more than z and q: give it a Lookup through def.estimate", def.name);

@@ -66,7 +66,13 @@ struct BoundEstimator {
       BoundEstimator(F function, std::string name = "custom")  // NOLINT(google-explicit-constructor)
       : BoundEstimator(from_function(std::move(function), std::move(name))) {}
   BoundEstimator(EstimatorDef def, std::vector<double> arguments);
+  BoundEstimator(std::string_view text);   // NOLINT(google-explicit-constructor): estimator_by_name(text)
+  BoundEstimator(const std::string& text)  // NOLINT(google-explicit-constructor)
+      : BoundEstimator(std::string_view(text)) {}
+  BoundEstimator(const char* text) : BoundEstimator(std::string_view(text)) {}  // NOLINT(google-explicit-constructor)
 
+  std::string text() const;  // "name" or "name:argument:...", as estimator_by_name reads it
+  bool operator==(const BoundEstimator& other) const { return text() == other.text(); }
   // z_q of rows and their codes, for rows_only estimators; Error{usage} for the others.
   Value operator()(Value z, Value q) const;
 

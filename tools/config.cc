@@ -251,7 +251,7 @@ std::string text_of(const TrainConfig& config, const ConfigField& field) {
 void apply_preset(TrainConfig& config, std::string_view name) {
   const VqVaeConfig sizes = vqvae_preset(name);
   config.hidden = sizes.hidden, config.residual_hidden = sizes.residual, config.residual_blocks = sizes.residual_blocks;
-  config.code_dim = sizes.code_dim, config.codes = sizes.codes, config.batch = sizes.batch;
+  config.code_dim = sizes.quantizer.dim, config.codes = sizes.quantizer.codes, config.batch = sizes.batch;
   // Data sets have a size of their own; this is for images that are resized or drawn.
   const bool usual = sizes.height == 28 && sizes.channels == 1;
   config.image_size = usual ? 0 : sizes.height, config.channels = usual ? 0 : sizes.channels;

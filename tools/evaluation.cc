@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <span>
 
 #include "core/program.h"
 #include "tools/data/loader.h"
@@ -21,9 +22,9 @@ EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std:
       backend);
 
   Tensor pixels({DType::f32, {batch, c.height, c.width, c.channels}}), weights({DType::f32, {batch}}),
-      counts({DType::f32, {c.codes}});
+      counts(evaluation.counts.type());
   std::vector<std::int32_t> indices(static_cast<std::size_t>(batch));
-  std::vector<double> totals(static_cast<std::size_t>(c.codes));
+  std::vector<double> totals(static_cast<std::size_t>(counts.elements()));
   double squared = 0, quantization = 0, relative = 0;
   for (std::int64_t first = 0; first < images.count; first += batch) {
     // A last, shorter batch is filled with its own first image at weight 0.
@@ -45,17 +46,22 @@ EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std:
 
   EvaluationResult r;
   r.images = images.count;
-  r.codes = c.codes;
-  const double n = static_cast<double>(images.count),
-               rows = n * static_cast<double>(c.latent_height() * c.latent_width());
+  const Quantizer& quantizer = model.quantizer();
+  r.codes = quantizer.all_codes();
+  const double n = static_cast<double>(images.count), rows = n * static_cast<double>(evaluation.rows);
   r.mse = squared / (n * static_cast<double>(images.image_bytes()));
   r.psnr = -10 * std::log10(r.mse);
-  r.quantization_mse = quantization / (rows * static_cast<double>(c.code_dim));
+  r.quantization_mse = quantization / (rows * static_cast<double>(evaluation.width));
   r.relative_error = relative / rows;
-  double entropy = 0;
-  for (const double count : totals)
-    if (count > 0) entropy -= count / rows * std::log(count / rows), r.usage += 1 / static_cast<double>(c.codes);
-  r.perplexity = std::exp(entropy);
+  const auto per_book = static_cast<std::size_t>(quantizer.codes());
+  for (std::size_t book = 0; book < totals.size(); book += per_book) {
+    const std::span<const double> counted(totals.data() + book, per_book);
+    const double all = std::accumulate(counted.begin(), counted.end(), 0.0);
+    double entropy = 0;
+    for (const double count : counted)
+      if (count > 0) entropy -= count / all * std::log(count / all), r.usage += 1 / static_cast<double>(r.codes);
+    r.perplexity += std::exp(entropy) / static_cast<double>(quantizer.books());
+  }
   r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return r;
 }

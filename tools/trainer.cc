@@ -100,13 +100,15 @@ void Trainer::open_folder() {
 void Trainer::print_heading() const {
   std::int64_t weights = 0;
   for (const Variable* v : training_.optimizer().parameters()) weights += v->value().elements();
-  const auto latents = fmt::format("{}x{}", model_config_.latent_height(), model_config_.latent_width());
+  const Quantizer& quantizer = model_.quantizer();
+  const Shape tokens = model_.token_shape(1);
+  std::string latents;
+  for (int i = 1; i < tokens.rank(); ++i) latents += fmt::format("{}{}", i == 1 ? "" : "x", tokens[i]);
   fmt::print("{} on {}: {} training and {} test images of {} ({})\n", config_.model, data_.name, data_.train.count,
              data_.test.count, to_string(images_), data_.origin);
   fmt::print("  each image becomes {} codes out of {} ({:.0f} bits, of {} as stored); {:.2f} million weights\n",
-             latents, config_.codes,
-             static_cast<double>(model_config_.latent_height() * model_config_.latent_width()) *
-                 std::log2(static_cast<double>(config_.codes)),
+             latents, quantizer.codes(),
+             static_cast<double>(tokens.elements()) * std::log2(static_cast<double>(quantizer.codes())),
              data_.train.image_bytes() * 8, static_cast<double>(weights) / 1e6);
   fmt::print("  estimator {}, codebook by {}, {} {:g}, batch {}, backend {} with {} thread{}\n", config_.estimator,
              config_.codebook, config_.optimizer, config_.lr, config_.batch, config_.backend, threads(),
@@ -121,12 +123,13 @@ void Trainer::print_heading() const {
 // What the rotation trick and others are most often brought down by shows before anything is trained: codes that are
 // much shorter than what they stand for, few codes in use, one loss term that outweighs the other at z.
 void Trainer::print_first_step(const Metrics& m) const {
+  const std::int64_t codes = model_.quantizer().all_codes();
   const double ratio = metric(m, "norm_ratio"), reconstruction = metric(m, "grad_reconstruction"),
                commitment = metric(m, "grad_commitment");
   fmt::print(
       "  at step {}: |q|/|z| {:.3g}, {:.0f} of {} codes used, gradient at z: {:.1f} % reconstruction, {:.1f} % "
       "commitment\n",
-      step_, ratio, std::round(metric(m, "usage") * static_cast<double>(config_.codes)), config_.codes,
+      step_, ratio, std::round(metric(m, "usage") * static_cast<double>(codes)), codes,
       100 * reconstruction / (reconstruction + commitment), 100 * commitment / (reconstruction + commitment));
   if (config_.estimator != "ste" && ratio < 0.1)
     fmt::print(
@@ -186,7 +189,7 @@ void Trainer::run() {
   open_folder();
   print_heading();
   loader_ = std::make_unique<Loader>(data_.train, config_.batch, model_config_.seed, step_);
-  if (!request_.resume && model_config_.init == CodebookInit::kmeans) {
+  if (!request_.resume && model_.quantizer().wants_rows()) {
     Tensor first({DType::f32, {config_.batch, images_.height, images_.width, images_.channels}});
     BatchOrder order(data_.train.count, config_.batch, model_config_.seed);
     copy_images(data_.train, order.indices(0), first);
@@ -196,6 +199,7 @@ void Trainer::run() {
   const InterruptGuard guard;
   const std::int64_t last = request_.stop_after > 0 ? std::min(request_.stop_after, steps_) : steps_;
   {
+    const std::int64_t codes = model_.quantizer().all_codes();
     Progress progress(step_, steps_, config_.log_every);
     double pace = 0;
     while (step_ < last && !InterruptGuard::interrupted()) {
@@ -212,11 +216,10 @@ void Trainer::run() {
       pace = step_ < first_step_ + 5 ? seconds : 0.95 * pace + 0.05 * seconds;
       if (step_ == first_step_ + 1) print_first_step(m);
       if (progress.wants_text(step_)) {
-        progress.update(
-            step_,
-            fmt::format("loss {:.4f}  mse {:.4f}  codes {:.0f}/{}", loss, metric(m, "reconstruction"),
-                        std::round(metric(m, "usage_window") * static_cast<double>(config_.codes)), config_.codes),
-            static_cast<double>(config_.batch) / pace);
+        progress.update(step_,
+                        fmt::format("loss {:.4f}  mse {:.4f}  codes {:.0f}/{}", loss, metric(m, "reconstruction"),
+                                    std::round(metric(m, "usage_window") * static_cast<double>(codes)), codes),
+                        static_cast<double>(config_.batch) / pace);
         log_->flush();
       }
       history_.push_back(std::move(m));

@@ -289,14 +289,14 @@ VqVaeConfig config_of(const Json& file, const Json& net, const std::string& esti
                                                           {"channels", &VqVaeConfig::channels},
                                                           {"hidden", &VqVaeConfig::hidden},
                                                           {"residual", &VqVaeConfig::residual},
-                                                          {"code_dim", &VqVaeConfig::code_dim},
-                                                          {"codes", &VqVaeConfig::codes},
                                                           {"batch", &VqVaeConfig::batch}})
     c.*member = net.at(name);
-  c.estimator = estimator;
+  c.quantizer.dim = net.at("code_dim");
+  c.quantizer.codes = net.at("codes");
+  c.quantizer.estimator = estimator;
   c.lr = file.at("rate");
-  c.beta = file.at("beta");
-  c.gamma = file.at("gamma");
+  c.quantizer.beta = file.at("beta");
+  c.quantizer.gamma = file.at("gamma");
   return c;
 }
 
@@ -310,7 +310,7 @@ void check_training(const std::string& net_name, const std::string& backend_name
     ASSERT_EQ(net.at("runs").size(), 2u);
     for (const Json& run : net.at("runs")) {
       const VqVaeConfig config = config_of(file, net, run.at("estimator"));
-      SCOPED_TRACE(net_name + ", " + config.estimator + ", " + backend_name);
+      SCOPED_TRACE(net_name + ", " + config.quantizer.estimator.text() + ", " + backend_name);
       VqVae model(config);
       set_weights(model, net);
       std::map<std::string, Tensor> before;
@@ -320,8 +320,8 @@ void check_training(const std::string& net_name, const std::string& backend_name
       const TrainStep step = build_train_step(tape, training);
       const std::map<std::string, Value> losses{{"total", step.total},
                                                 {"reconstruction", step.reconstruction},
-                                                {"codebook", step.codebook},
-                                                {"commitment", step.commitment}};
+                                                {"codebook", step.metric("codebook")},
+                                                {"commitment", step.metric("commitment")}};
       std::vector<Value> fetches;
       for (const auto& [name, value] : losses) fetches.push_back(value);
       Program program = compile(tape, fetches, backend(backend_name));

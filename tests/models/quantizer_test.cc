@@ -1,12 +1,11 @@
 // The vector quantizer: lookup, EMA against its formulas, revival, cosine, k-means.
-#include "models/quantizer.h"
-
 #include <cmath>
 
 #include "backends/backends.h"
 #include "core/autodiff.h"
 #include "models/init.h"
 #include "models/kmeans.h"
+#include "models/quantizers/vector_quantizer.h"
 #include "ops/elementwise.h"
 #include "ops/gradient.h"
 #include "ops/reduce.h"
@@ -44,7 +43,7 @@ TEST(Quantizer, ReplacesEachRowByItsNearestCode) {
     Fixture f(small(CodebookUpdate::loss));
     const Quantized out = f.quantizer(f.z);
     const std::vector<Tensor> t =
-        run_once(f.tape, {out.indices, out.q, out.z_q, out.codebook_loss, out.commitment_loss}, f.feeds, name);
+        run_once(f.tape, {out.indices, out.q, out.z_q, out.loss("codebook"), out.loss("commitment")}, f.feeds, name);
     expect_near(t[0], {0, 1, 1, 0}, 0, "indices");
     expect_near(t[1], {0, 0, 4, 0, 4, 0, 0, 0}, 0, "q");
     expect_near(t[2], {0, 0, 4, 0, 4, 0, 0, 0}, 0, "z_q");
@@ -61,8 +60,9 @@ TEST(Quantizer, TrainedByLossTheCodebookIsAParameterThatOnlyTheCodebookTermReach
   const Quantized out = f.quantizer(f.z);
   const Value codebook = f.tape.read(f.quantizer.codebook());
   // Rows 0 and 3 pull code 0, rows 1 and 2 pull code 1, nothing pulls code 2: 2 (q - z) / 8, summed.
-  expect_near(run_once(f.tape, {gradient(out.codebook_loss, codebook)}, f.feeds)[0], {-0.25, -0.25, 0, 0, 0, 0}, 1e-6);
-  expect_error(ErrorKind::unreachable_gradient, {"vq.codebook"}, [&] { gradient(out.commitment_loss, codebook); });
+  expect_near(run_once(f.tape, {gradient(out.loss("codebook"), codebook)}, f.feeds)[0], {-0.25, -0.25, 0, 0, 0, 0},
+              1e-6);
+  expect_error(ErrorKind::unreachable_gradient, {"vq.codebook"}, [&] { gradient(out.loss("commitment"), codebook); });
   expect_error(ErrorKind::unreachable_gradient, {"vq.codebook"}, [&] { gradient(sum(out.z_q), codebook); });
 }
 
@@ -88,8 +88,11 @@ TEST(Quantizer, EmaFollowsItsFormulas) {
     Fixture f(config);
     EXPECT_TRUE(f.root.parameters().empty());
     const Quantized out = f.quantizer(f.z);
-    const Value random = f.tape.constant(Tensor::of<std::int32_t>({2}, {1, 0}));
-    f.tape.assign(f.quantizer.codebook(), f.quantizer.update(out, {}, random));
+    const QuantizeContext context{
+        .random = f.tape.constant(Tensor::of<std::int32_t>({2}, {1, 0})), .progress = {}, .mask = {}};
+    StepUpdates updates(f.tape);
+    f.quantizer.update(out, context, updates);
+    updates.commit();
     Program program = compile(f.tape, {out.q}, backend(name));
     program.feed(f.z, kRows);
 
@@ -130,9 +133,11 @@ TEST(Quantizer, RevivalReplacesDeadCodesByRowsOfTheBatchAndResetsCountAndSumToge
     config.revival = 0.75;  // code 2 is never chosen: its count falls from 1 to 0.5
     Fixture f(config);
     const Quantized out = f.quantizer(f.z);
-    const Value random = f.tape.constant(Tensor::of<std::int32_t>({2}, {11, 0}));
-    const Value trained = mode == CodebookUpdate::loss ? f.tape.read(f.quantizer.codebook()) : Value{};
-    f.tape.assign(f.quantizer.codebook(), f.quantizer.update(out, trained, random));
+    const QuantizeContext context{
+        .random = f.tape.constant(Tensor::of<std::int32_t>({2}, {11, 0})), .progress = {}, .mask = {}};
+    StepUpdates updates(f.tape);
+    f.quantizer.update(out, context, updates);
+    updates.commit();
     run_once(f.tape, {}, f.feeds);
 
     const std::vector<double> code = numbers(f.quantizer.codebook().value()), rows = numbers(kRows);
@@ -158,8 +163,11 @@ TEST(Quantizer, RevivalDrawsDifferentRowsForDifferentRandomStates) {
     VectorQuantizerConfig config = small(CodebookUpdate::ema);
     config.revival = 100;  // every code is replaced
     Fixture f(config);
-    const Value random = f.tape.constant(Tensor::of<std::int32_t>({2}, {3, step}));
-    f.tape.assign(f.quantizer.codebook(), f.quantizer.update(f.quantizer(f.z), {}, random));
+    const QuantizeContext context{
+        .random = f.tape.constant(Tensor::of<std::int32_t>({2}, {3, step})), .progress = {}, .mask = {}};
+    StepUpdates updates(f.tape);
+    f.quantizer.update(f.quantizer(f.z), context, updates);
+    updates.commit();
     run_once(f.tape, {}, f.feeds);
     const std::vector<double> code = numbers(f.quantizer.codebook().value());
     if (first.empty()) first = code;
@@ -176,7 +184,7 @@ TEST(Quantizer, UnderTheCosineMetricLengthsPlayNoPart) {
   const Quantized out = f.quantizer(f.z);
   f.feeds[0].value = floats({4, 2}, {100, 1, 0.5f, 2, -1e-3f, 0, 3, 2});  // along codes 0, 1, 2, 0
   const std::vector<Tensor> t = run_once(
-      f.tape, {out.indices, out.q, out.z_q, f.quantizer.lookup(out.indices), f.quantizer.nearest(f.z), out.z}, f.feeds);
+      f.tape, {out.indices, out.q, out.z_q, f.quantizer.decode(out.indices), f.quantizer.encode(f.z), out.z}, f.feeds);
   expect_near(t[0], {0, 1, 2, 0}, 0, "indices");
   expect_near(t[1], {1, 0, 0, 1, -1, 0, 1, 0}, 1e-6, "q");
   expect_near(t[2], {1, 0, 0, 1, -1, 0, 1, 0}, 1e-6, "z_q");

@@ -21,13 +21,13 @@ VqVaeConfig tiny() {
   c.channels = 2;
   c.hidden = 8;
   c.residual = 4;
-  c.code_dim = 6;
-  c.codes = 16;
+  c.quantizer.dim = 6;
+  c.quantizer.codes = 16;
   c.batch = 5;
   c.lr = 3e-3;
   c.window = 4;
-  c.init = CodebookInit::normal;
-  c.normal_deviation = 0.1;
+  c.quantizer.init = CodebookInit::normal;
+  c.quantizer.normal_deviation = 0.1;
   return c;
 }
 
@@ -93,7 +93,7 @@ TEST(VqVae, OutputsHaveTheImagesShape) {
     Tape tape;
     const VqVae::Output out = model(tape.input("images", {DType::f32, {2, c.height, c.width, c.channels}}));
     EXPECT_EQ(out.images.shape(), Shape({2, c.height, c.width, c.channels}));
-    EXPECT_EQ(out.rows.shape(), Shape({2 * c.height / 4 * c.width / 4, c.code_dim}));
+    EXPECT_EQ(out.latents.shape(), Shape({2, c.height / 4, c.width / 4, c.quantizer.dim}));
   }
 }
 
@@ -104,11 +104,12 @@ TEST(VqVae, BadConfigurationsAreRefusedByField) {
     expect_error(ErrorKind::usage, parts, [&] { VqVae model(c); });
   };
   refused([](auto& c) { c.width = 30; }, {"8 x 30", "divisible by 4"});
-  refused([](auto& c) { c.codes = 0; }, {"codes is 0", "at least 1"});
+  refused([](auto& c) { c.quantizer.codes = 0; }, {"codes is 0", "at least 1"});
   refused([](auto& c) { c.hidden = 7; }, {"hidden is 7", "even"});
-  refused([](auto& c) { c.gamma = -1; }, {"gamma is -1"});
+  refused([](auto& c) { c.quantizer.gamma = -1; }, {"gamma is -1"});
   refused([](auto& c) { c.lr = std::nan(""); }, {"lr is nan"});
-  refused([](auto& c) { c.estimator = "magic"; }, {"magic", "ste", "rotation"});
+  expect_error(ErrorKind::usage, {"magic", "ste", "rotation"}, [] { tiny().quantizer.estimator = "magic"; });
+  refused([](auto& c) { c.quantizer.quantizer = "magic"; }, {"magic", "vq"});
   refused([](auto& c) { c.optimizer = "magic"; }, {"magic", "adam"});
   expect_error(ErrorKind::usage, {"huge", "fashion", "large"}, [] { vqvae_preset("huge"); });
   const VqVae model(tiny());
@@ -121,7 +122,7 @@ TEST(VqVaeTraining, EachRunLowersTheLossOnEveryBackend) {
   for (const std::string_view name : backend_names()) {
     for (const CodebookUpdate update : {CodebookUpdate::loss, CodebookUpdate::ema}) {
       VqVaeConfig c = tiny();
-      c.codebook = update;
+      c.quantizer.codebook = update;
       Trainer run(c, name);
       run.advance(1);
       const double first = run.metric("reconstruction");
@@ -135,9 +136,9 @@ TEST(VqVaeTraining, EachRunLowersTheLossOnEveryBackend) {
 TEST(VqVaeTraining, EveryEstimatorMetricAndRevivalTrains) {
   for (const char* estimator : {"rotation", "reflection", "g-scalar", "g-diagonal", "g-dense"}) {
     VqVaeConfig c = tiny();
-    c.estimator = estimator;
-    c.metric = std::string_view(estimator) == "reflection" ? Metric::cosine : Metric::euclidean;
-    c.revival = 0.2;
+    c.quantizer.estimator = estimator;
+    c.quantizer.metric = std::string_view(estimator) == "reflection" ? Metric::cosine : Metric::euclidean;
+    c.quantizer.revival = 0.2;
     c.clip = 1;
     c.optimizer = "adamw";
     Trainer run(c);
@@ -152,7 +153,7 @@ TEST(VqVaeTraining, EveryEstimatorMetricAndRevivalTrains) {
 
 TEST(VqVaeTraining, BackendsAgreeOnEveryMetric) {
   VqVaeConfig c = tiny();
-  c.estimator = "rotation";
+  c.quantizer.estimator = "rotation";
   Trainer reference(c);
   for (int i = 1; i <= 3; ++i) reference.advance(static_cast<std::uint32_t>(i));
   for (const std::string_view name : backend_names()) {
@@ -170,14 +171,14 @@ TEST(VqVaeTraining, BackendsAgreeOnEveryMetric) {
 
 TEST(VqVaeTraining, TotalIsTheWeightedSumAndEmaLeavesTheCodebookTermOut) {
   VqVaeConfig c = tiny();
-  c.beta = 3;
-  c.gamma = 0.7;
+  c.quantizer.beta = 3;
+  c.quantizer.gamma = 0.7;
   Trainer by_loss(c);
   by_loss.advance(1);
   EXPECT_NEAR(by_loss.metric("loss"),
               by_loss.metric("reconstruction") + 3 * by_loss.metric("codebook") + 0.7 * by_loss.metric("commitment"),
               1e-6);
-  c.codebook = CodebookUpdate::ema;
+  c.quantizer.codebook = CodebookUpdate::ema;
   Trainer by_ema(c);
   by_ema.advance(1);
   EXPECT_NEAR(by_ema.metric("loss"), by_ema.metric("reconstruction") + 0.7 * by_ema.metric("commitment"), 1e-6);
@@ -187,15 +188,15 @@ TEST(VqVaeTraining, TotalIsTheWeightedSumAndEmaLeavesTheCodebookTermOut) {
 TEST(VqVaeTraining, GradientSizesAreThoseOfTheSingleTerms) {
   for (const Metric metric : {Metric::euclidean, Metric::cosine}) {
     VqVaeConfig c = tiny();
-    c.estimator = "rotation";
-    c.metric = metric;
+    c.quantizer.estimator = "rotation";
+    c.quantizer.metric = metric;
     Trainer run(c);
     VqVae same(c);
     Tape tape;
     const Value images = tape.input("images", run.step.images.type());
     const VqVae::Output out = same(images);
-    const Value rec = gradient(mean_squared_error(out.images, images), out.rows);
-    const Value commit = gradient(c.gamma * out.quantized.commitment_loss, out.rows);
+    const Value rec = gradient(mean_squared_error(out.images, images), out.latents);
+    const Value commit = gradient(c.quantizer.gamma * out.quantized.loss("commitment"), out.latents);
     const std::vector<Tensor> g = run_once(tape, {rec, commit}, {{images, some_images(c, c.batch, 1)}});
     run.advance(1);
     const auto size = [](const Tensor& t) {
@@ -222,8 +223,8 @@ TEST(VqVaeTraining, UsageOfTheWindowCoversUsageOfTheBatch) {
   for (std::uint32_t i = 1; i <= 3; ++i) {
     run.advance(i);
     EXPECT_GE(run.metric("usage_window"), run.metric("usage"));
-    EXPECT_GE(run.metric("usage"), 1.0 / static_cast<double>(c.codes));
-    EXPECT_LE(run.metric("perplexity"), run.metric("usage") * static_cast<double>(c.codes) + 1e-3);
+    EXPECT_GE(run.metric("usage"), 1.0 / static_cast<double>(c.quantizer.codes));
+    EXPECT_LE(run.metric("perplexity"), run.metric("usage") * static_cast<double>(c.quantizer.codes) + 1e-3);
     EXPECT_LE(run.metric("angle_p5"), run.metric("angle_p95"));
   }
 }
@@ -233,8 +234,8 @@ TEST(VqVaeTraining, ResumeIsExact) {
   for (const std::string_view name : backend_names()) {
     for (const CodebookUpdate update : {CodebookUpdate::loss, CodebookUpdate::ema}) {
       VqVaeConfig c = tiny();
-      c.codebook = update;
-      c.revival = 0.5;  // uses the random state
+      c.quantizer.codebook = update;
+      c.quantizer.revival = 0.5;  // uses the random state
       Trainer whole(c, name), first(c, name);
       for (std::uint32_t i = 1; i <= 6; ++i) whole.advance(i);
       for (std::uint32_t i = 1; i <= 3; ++i) first.advance(i);
@@ -259,8 +260,8 @@ TEST(VqVaeTraining, ResumeIsExact) {
 // A checkpoint holds all that the step's tape assigns.
 TEST(VqVaeTraining, EveryAssignedVariableIsInTheCheckpoint) {
   VqVaeConfig c = tiny();
-  c.codebook = CodebookUpdate::ema;
-  c.revival = 0.5;
+  c.quantizer.codebook = CodebookUpdate::ema;
+  c.quantizer.revival = 0.5;
   Trainer run(c);
   const std::vector<Variable*> saved = run.training.checkpoint();
   int assigned = 0;
@@ -296,7 +297,7 @@ TEST(VqVaeEvaluation, WeightsMakeAPartialBatchExact) {
 TEST(VqVaeTokens, DecodingAndReEncodingGivesTheSameTokensAndTheSameImages) {
   for (const Metric metric : {Metric::euclidean, Metric::cosine}) {
     VqVaeConfig c = tiny();
-    c.metric = metric;
+    c.quantizer.metric = metric;
     const VqVae model(c);
     const Tensor images = some_images(c, 3);
     Tape encoder, decoder, whole;
@@ -315,9 +316,9 @@ TEST(VqVaeTokens, DecodingAndReEncodingGivesTheSameTokensAndTheSameImages) {
 
 TEST(VqVaeTraining, KMeansInitialisationFitsTheFirstEncoderOutputs) {
   VqVaeConfig c = tiny();
-  c.normal_deviation = 1;
+  c.quantizer.normal_deviation = 1;
   VqVae plain(c);
-  c.init = CodebookInit::kmeans;
+  c.quantizer.init = CodebookInit::kmeans;
   VqVae fitted(c);
   const Tensor images = some_images(c, 5);
   initialize_codebook(fitted, images, backend("reference"));

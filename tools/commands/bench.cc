@@ -37,7 +37,7 @@ void bench(const BenchArguments& a) {
   const ImageSet drawn = draw_shapes(config.batch, images.height, images.channels, 1);
   Tensor batch({DType::f32, {config.batch, images.height, images.width, images.channels}});
   copy_images(drawn, BatchOrder(drawn.count, config.batch, 1).indices(0), batch);
-  if (model.config().init == CodebookInit::kmeans) initialize_codebook(model, batch, backend);
+  initialize_codebook(model, batch, backend);
   const Tensor rate = Tensor::full({DType::f32, {}}, config.lr);
 
   using Clock = std::chrono::steady_clock;

@@ -91,7 +91,10 @@ void show_tape(const TapeArguments& a) {
     build_decode(tape, model, config.batch);
   } else {
     const TrainStep step = build_train_step(tape, training);
-    if (a.part == "forward") roots = {step.total, step.reconstruction, step.codebook, step.commitment};
+    if (a.part == "forward") {
+      roots = {step.total, step.reconstruction};
+      for (const LossTerm& term : step.quantized.losses) roots.push_back(term.value);
+    }
   }
   const std::vector<std::int32_t> shown = roots.empty() ? all_instructions(tape) : instructions_behind(tape, roots);
 

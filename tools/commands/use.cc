@@ -102,14 +102,14 @@ void encode(const UseArguments& a) {
   Backend* backend = nullptr;
   const LoadedRun run = open_run(a, &backend);
   const ImageSet images = images_to_encode(a, run.images);
-  const VqVaeConfig& c = run.model->config();
   const std::int64_t batch = std::min(run.config.batch, images.count);
   Tape tape;
   const Encoding encoding = build_encode(tape, *run.model, batch);
   Program program = compile(tape, {encoding.tokens}, *backend);
   Tensor pixels(encoding.images.type()), some(encoding.tokens.type());
-  Tensor tokens({DType::i32, {images.count, c.latent_height(), c.latent_width()}});
-  const auto per_image = static_cast<std::size_t>(c.latent_height() * c.latent_width());
+  const Shape all = run.model->token_shape(images.count);
+  Tensor tokens({DType::i32, all});
+  const auto per_image = static_cast<std::size_t>(all.elements() / images.count);
   std::vector<std::int32_t> indices(static_cast<std::size_t>(batch));
   for (std::int64_t first = 0; first < images.count; first += batch) {
     const std::int64_t here = std::min(batch, images.count - first);
@@ -124,24 +124,29 @@ void encode(const UseArguments& a) {
         tokens.span<std::int32_t>().begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(first) * per_image));
   }
   write_npy(a.out, tokens);
-  fmt::print("{} images -> {}: i32{} tokens in 0..{}\n", images.count, a.out, to_string(tokens.shape()), c.codes - 1);
+  fmt::print("{} images -> {}: i32{} tokens in 0..{}\n", images.count, a.out, to_string(tokens.shape()),
+             run.model->quantizer().codes() - 1);
 }
 
 void decode(const UseArguments& a) {
   Backend* backend = nullptr;
   const LoadedRun run = open_run(a, &backend);
   const VqVaeConfig& c = run.model->config();
+  const std::int64_t codes = run.model->quantizer().codes();
   const Tensor tokens = read_npy(a.tokens);
   const Shape& s = tokens.shape();
-  if (tokens.dtype() != DType::i32 || s.rank() != 3 || s[1] != c.latent_height() || s[2] != c.latent_width() ||
-      s[0] < 1)
-    fail(ErrorKind::io, "{} holds {}; the run in {} decodes i32[N,{},{}]", a.tokens, to_string(tokens.type()), a.run,
-         c.latent_height(), c.latent_width());
+  if (tokens.dtype() != DType::i32 || s.rank() < 2 || s[0] < 1 || s != run.model->token_shape(s[0])) {
+    const Shape one = run.model->token_shape(1);
+    std::string wanted = "N";
+    for (int i = 1; i < one.rank(); ++i) wanted += fmt::format(",{}", one[i]);
+    fail(ErrorKind::io, "{} holds {}; the run in {} decodes i32[{}]", a.tokens, to_string(tokens.type()), a.run,
+         wanted);
+  }
   const auto values = tokens.span<std::int32_t>();
   for (std::size_t i = 0; i < values.size(); ++i)
-    if (values[i] < 0 || values[i] >= c.codes)
+    if (values[i] < 0 || values[i] >= codes)
       fail(ErrorKind::io, "{}: token {} is {}; the run in {} has codes 0 to {}", a.tokens, i, values[i], a.run,
-           c.codes - 1);
+           codes - 1);
   if (c.channels != 1 && c.channels != 3)
     fail(ErrorKind::usage, "decode: images of {} channels cannot be written as PNG", c.channels);
 
@@ -151,7 +156,7 @@ void decode(const UseArguments& a) {
   Program program = compile(tape, {decoding.images, decoding.tokens_again}, *backend);
   make_output_folder(a.out);
   Tensor some(decoding.tokens.type()), again(decoding.tokens.type()), images(decoding.images.type());
-  const auto per_image = static_cast<std::size_t>(c.latent_height() * c.latent_width());
+  const auto per_image = static_cast<std::size_t>(s.elements() / s[0]);
   std::size_t differ = 0;
   for (std::int64_t first = 0; first < s[0]; first += batch) {
     const std::int64_t here = std::min(batch, s[0] - first);

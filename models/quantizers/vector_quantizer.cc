@@ -1,4 +1,4 @@
-#include "models/quantizer.h"
+#include "models/quantizers/vector_quantizer.h"
 
 #include <cmath>
 
@@ -13,33 +13,6 @@
 
 namespace sg {
 namespace {
-
-template <class E>
-struct Named {
-  std::string_view name;
-  E value;
-};
-constexpr Named<CodebookUpdate> kUpdates[] = {{"loss", CodebookUpdate::loss}, {"ema", CodebookUpdate::ema}};
-constexpr Named<CodebookInit> kInits[] = {
-    {"uniform", CodebookInit::uniform}, {"normal", CodebookInit::normal}, {"kmeans", CodebookInit::kmeans}};
-constexpr Named<Metric> kMetrics[] = {{"euclidean", Metric::euclidean}, {"cosine", Metric::cosine}};
-
-template <class E, std::size_t N>
-E by_name(std::string_view what, const Named<E> (&table)[N], std::string_view name) {
-  std::string known;
-  for (const Named<E>& entry : table) {
-    if (entry.name == name) return entry.value;
-    known += (known.empty() ? "" : ", ") + std::string(entry.name);
-  }
-  fail(ErrorKind::usage, "unknown {} '{}'; known: {}", what, name, known);
-}
-
-template <class E, std::size_t N>
-std::string_view name_of(const Named<E> (&table)[N], E value) {
-  for (const Named<E>& entry : table)
-    if (entry.value == value) return entry.name;
-  return "?";
-}
 
 constexpr double kNormEps = 1e-12;  // under the root: |x| = 0 gives 0 with a finite derivative
 
@@ -59,7 +32,7 @@ Tensor initial_codes(const VectorQuantizerConfig& config, std::uint32_t seed, st
 void check(const VectorQuantizerConfig& config) {
   if (config.codes < 1) fail(ErrorKind::usage, "VectorQuantizer: {} codes: a codebook has at least one", config.codes);
   if (config.dim < 1) fail(ErrorKind::usage, "VectorQuantizer: codes of {} dimensions: at least one", config.dim);
-  if (!config.estimator.def.estimate) fail(ErrorKind::usage, "VectorQuantizer: no estimator");
+  if (!config.estimator.def.estimate) fail(ErrorKind::usage, "VectorQuantizer: the estimator has no function");
   if (!(config.ema_decay >= 0 && config.ema_decay < 1))
     fail(ErrorKind::usage, "VectorQuantizer: EMA decay {} is not in [0, 1)", config.ema_decay);
   if (!(config.ema_eps >= 0)) fail(ErrorKind::usage, "VectorQuantizer: EMA eps {} is negative", config.ema_eps);
@@ -71,15 +44,8 @@ void check(const VectorQuantizerConfig& config) {
 
 }  // namespace
 
-std::string_view to_string(CodebookUpdate v) { return name_of(kUpdates, v); }
-std::string_view to_string(CodebookInit v) { return name_of(kInits, v); }
-std::string_view to_string(Metric v) { return name_of(kMetrics, v); }
-CodebookUpdate codebook_update_by_name(std::string_view name) { return by_name("codebook update", kUpdates, name); }
-CodebookInit codebook_init_by_name(std::string_view name) { return by_name("codebook initialisation", kInits, name); }
-Metric metric_by_name(std::string_view name) { return by_name("metric", kMetrics, name); }
-
 VectorQuantizer::VectorQuantizer(Module& parent, std::string_view name, VectorQuantizerConfig config)
-    : Module(parent, name), config_(std::move(config)) {
+    : Quantizer(parent, name), config_(std::move(config)) {
   check(config_);
   Tensor codes = initial_codes(config_, seed(), full_name("codebook"));
   const bool ema = config_.codebook == CodebookUpdate::ema;
@@ -88,66 +54,88 @@ VectorQuantizer::VectorQuantizer(Module& parent, std::string_view name, VectorQu
   if (ema) sum_ = &add_state("sum", codes);
 }
 
-Value VectorQuantizer::codes(Tape& tape, Loc loc) const {
+Value VectorQuantizer::compared_codes(Tape& tape, Loc loc) const {
   const Value codebook = tape.read(*codebook_, loc);
   return config_.metric == Metric::cosine ? unit_rows(codebook, loc) : codebook;
 }
 
-Value VectorQuantizer::lookup(Operand indices) const {
-  const Scope scope(*indices.value().tape, name(), indices.loc());
-  return gather_rows(Operand(codes(*indices.value().tape, indices.loc()), indices.loc()), indices);
+Value VectorQuantizer::decode(Operand indices) const {
+  Tape& tape = *indices.value().tape;
+  const Scope scope(tape, name(), indices.loc());
+  const Value codes = compared_codes(tape, indices.loc());
+  return gather_rows(Operand(codes, indices.loc()), indices);
 }
 
-Value VectorQuantizer::nearest(Operand z) const {
-  const Scope scope(*z.value().tape, name(), z.loc());
-  const Value rows =
-      config_.metric == Metric::cosine ? unit_rows(z.value(), z.loc()) : z.value();  // as operator() does, bit for bit
-  return nearest_code(Operand(rows, z.loc()), Operand(codes(*z.value().tape, z.loc()), z.loc()), config_.metric);
+Value VectorQuantizer::requantize(Operand indices) const {
+  Tape& tape = *indices.value().tape;
+  const Scope scope(tape, name(), indices.loc());
+  const Value codes = compared_codes(tape, indices.loc());
+  const Value rows = flatten_rows(gather_rows(Operand(codes, indices.loc()), indices));
+  return reshape(nearest_code(rows, codes, config_.metric), indices.value().shape());
 }
 
-Quantized VectorQuantizer::operator()(Operand z) const {
-  const Value rows = z.value();
-  if (rows.shape().rank() != 2 || rows.shape()[1] != config_.dim)
-    throw Error(ErrorKind::shape,
-                fmt::format("VectorQuantizer '{}': input is {}, expected rows of {}", path(), to_string(rows.type()),
-                            config_.dim),
-                z.loc());
-  Tape& tape = *rows.tape;
-  const Scope scope(tape, name(), z.loc());
+Quantized VectorQuantizer::operator()(Operand z, const QuantizeContext& context) const {
+  check_dim(*this, "VectorQuantizer", z);
+  const Loc loc = z.loc();
+  const Shape shape = z.value().shape();
+  Tape& tape = *z.value().tape;
+  const Scope scope(tape, name(), loc);
   const bool cosine = config_.metric == Metric::cosine;
-  const Value codes = this->codes(tape, z.loc());
+  const Value rows = flatten_rows(z);
+  const EstimatorDef& estimator = config_.estimator.def;
   Quantized out;
-  out.z = cosine ? unit_rows(rows, z.loc()) : rows;
-  out.indices = nearest_code(out.z, codes, config_.metric);
-  out.q = gather_rows(codes, out.indices);
-  out.z_q = config_.estimator(out.z, out.q);
-  if (cosine) out.z_q = unit_rows(out.z_q, z.loc());
-  out.codebook_loss = codebook_loss(out.z, out.q);
-  out.commitment_loss = commitment_loss(out.z, out.q);
+  Lookup& lookup = out.lookup;
+  lookup.z = out.z = cosine ? unit_rows(rows, loc) : rows;
+  lookup.codes = compared_codes(tape, loc);
+  lookup.random = context.random;
+  lookup.progress = context.progress ? context.progress : tape.constant(1.0, {DType::f32, {}}, loc);
+  lookup.arguments = config_.estimator.arguments;
+  const Value indices = estimator.assign ? estimator.assign(lookup) : nearest_code(out.z, lookup.codes, config_.metric);
+  lookup.indices = indices;
+  lookup.q = out.q = gather_rows(lookup.codes, indices);
+  if (context.training() || (estimator.rows_only && estimator.exact_forward)) {
+    out.z_q = estimator.estimate(lookup);
+    if (cosine) out.z_q = unit_rows(out.z_q, loc);
+  } else {
+    out.z_q = out.q;
+  }
+  out.z_q = reshape(out.z_q, shape);
+  out.indices = reshape(indices, index_shape(shape));
+  out.losses = {{"codebook", codebook_loss(out.z, out.q), trained_by_loss() ? config_.beta : 0.0},
+                {"commitment", commitment_loss(out.z, out.q), config_.gamma}};
+  if (context.training() && estimator.losses)
+    for (const EstimatorDef::Term& term : estimator.losses(lookup))
+      out.losses.push_back({term.name, term.value, term.weight});
   return out;
 }
 
-Value VectorQuantizer::update(const Quantized& quantized, Value trained, Value random_state, Loc loc) {
+Value VectorQuantizer::estimator_term(Value loss, const Quantized& quantized) const {
+  const EstimatorDef& estimator = config_.estimator.def;
+  return estimator.loss_term ? estimator.loss_term(loss, quantized.lookup, quantized.z_q) : Value();
+}
+
+void VectorQuantizer::update(const Quantized& quantized, const QuantizeContext& context, StepUpdates& updates) {
+  if (count_ == nullptr) return;
   Tape& tape = *quantized.z.tape;
-  const Scope scope(tape, name(), loc);
+  const Scope scope(tape, name());
   const std::int64_t k = config_.codes, n = quantized.z.shape()[0];
   const Value rows = stop_gradient(quantized.z);
-  Value codes = trained;
-  if (count_ == nullptr) return codes;
+  const Value indices = quantized.lookup.indices;
+  Value codes = updates.next(*codebook_);
 
   const double keep = config_.ema_decay;
-  const Value batch_count = cast(histogram(quantized.indices, k), DType::f32);
+  const Value batch_count = cast(histogram(indices, k), DType::f32);
   Value count = keep * tape.read(*count_) + (1 - keep) * batch_count;
   Value total;
   if (sum_ != nullptr) {
-    total = keep * tape.read(*sum_) + (1 - keep) * scatter_add_rows(quantized.indices, rows, k);
+    total = keep * tape.read(*sum_) + (1 - keep) * scatter_add_rows(indices, rows, k);
     const Value all = sum(count);
     const Value smoothed = (count + config_.ema_eps) / (all + static_cast<double>(k) * config_.ema_eps) * all;
     codes = total / reshape(smoothed, {k, 1});
   }
   if (config_.revival > 0) {
     // Uniform numbers are f32: above 2^24 rows some are never drawn, and u * n may round up to n.
-    const Value draw = floor(uniform(random_state, {k}) * static_cast<double>(n));
+    const Value draw = floor(uniform(context.random, {k}) * static_cast<double>(n));
     const Value fresh = gather_rows(rows, cast(minimum(draw, static_cast<double>(n - 1)), DType::i32));
     const Value dead = less(count, config_.revival);
     const Value dead_rows = reshape(dead, {k, 1});
@@ -155,17 +143,17 @@ Value VectorQuantizer::update(const Quantized& quantized, Value trained, Value r
     count = where(dead, config_.revival, count);
     if (sum_ != nullptr) total = where(dead_rows, config_.revival * fresh, total);
   }
-  tape.assign(*count_, count, loc);
-  if (sum_ != nullptr) tape.assign(*sum_, total, loc);
-  return codes;
+  updates.set(*count_, count);
+  if (sum_ != nullptr) updates.set(*sum_, total);
+  updates.set(*codebook_, codes);
 }
 
-void VectorQuantizer::initialize(const Tensor& rows, Backend& backend, int iterations) {
+void VectorQuantizer::initialize(const Tensor& rows, Backend& backend) {
   if (rows.shape().rank() != 2 || rows.shape()[1] != config_.dim)
     fail(ErrorKind::shape, "VectorQuantizer '{}': initialize got {}, expected rows of {}", path(),
          to_string(rows.type()), config_.dim);
   if (config_.metric == Metric::euclidean) {
-    set_codebook(kmeans(rows, config_.codes, backend, {.iterations = iterations, .seed = seed()}).centres);
+    set_codebook(kmeans(rows, config_.codes, backend, {.seed = seed()}).centres);
     return;
   }
   Tensor unit = rows;
@@ -177,7 +165,7 @@ void VectorQuantizer::initialize(const Tensor& rows, Backend& backend, int itera
     for (std::size_t d = 0; d < dim; ++d)
       x[i + d] = static_cast<float>(static_cast<double>(x[i + d]) / std::sqrt(squared));
   }
-  set_codebook(kmeans(unit, config_.codes, backend, {.iterations = iterations, .seed = seed()}).centres);
+  set_codebook(kmeans(unit, config_.codes, backend, {.seed = seed()}).centres);
 }
 
 void VectorQuantizer::set_codebook(const Tensor& codes) {

@@ -1,0 +1,104 @@
+#include "models/quantizers/quantizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "models/quantizers/vector_quantizer.h"
+#include "ops/elementwise.h"
+#include "ops/shape_ops.h"
+
+namespace sg {
+namespace {
+
+template <class Q>
+QuantizerDef row(std::string name, std::string summary) {
+  return {std::move(name), std::move(summary),
+          [](Module& parent, std::string_view in_parent, const QuantizerConfig& config) -> std::unique_ptr<Quantizer> {
+            return std::make_unique<Q>(parent, in_parent, config);
+          }};
+}
+
+std::vector<QuantizerDef>& table() {
+  static std::vector<QuantizerDef> rows = {
+      row<VectorQuantizer>("vq", "one codebook, nearest code (1711.00937)"),
+  };
+  return rows;
+}
+
+}  // namespace
+
+Value Quantized::total_loss() const {
+  Value total;
+  for (const LossTerm& term : losses) {
+    if (term.weight == 0) continue;
+    const Value weighted = term.weight == 1 ? term.value : term.weight * term.value;
+    total = total.tape == nullptr ? weighted : total + weighted;
+  }
+  return total;
+}
+
+const LossTerm* Quantized::find(std::string_view name) const {
+  const auto it = std::find_if(losses.begin(), losses.end(), [&](const LossTerm& t) { return t.name == name; });
+  return it == losses.end() ? nullptr : &*it;
+}
+
+Value Quantized::loss(std::string_view name) const {
+  if (const LossTerm* term = find(name)) return term->value;
+  std::string known;
+  for (const LossTerm& term : losses) known += (known.empty() ? "" : ", ") + term.name;
+  fail(ErrorKind::usage, "quantizer: no loss '{}'; it has: {}", name, known.empty() ? "none" : known);
+}
+
+Shape Quantizer::index_shape(const Shape& z) const {
+  std::vector<std::int64_t> dims(z.begin(), z.end() - 1);
+  if (books() > 1) dims.push_back(books());
+  return Shape(dims);
+}
+
+double Quantizer::bits_per_row() const {
+  return static_cast<double>(books()) * std::log2(static_cast<double>(codes()));
+}
+
+const std::vector<QuantizerDef>& quantizer_table() { return table(); }
+
+std::vector<std::string> quantizer_names() {
+  std::vector<std::string> names;
+  for (const QuantizerDef& def : table()) names.push_back(def.name);
+  return names;
+}
+
+void register_quantizer(QuantizerDef def) {
+  if (def.name.empty() || !def.make)
+    fail(ErrorKind::usage, "register_quantizer: '{}': name and make are needed", def.name);
+  for (const QuantizerDef& known : table())
+    if (known.name == def.name)
+      fail(ErrorKind::usage, "register_quantizer: there is a quantizer '{}' already", def.name);
+  table().push_back(std::move(def));
+}
+
+std::unique_ptr<Quantizer> make_quantizer(Module& parent, std::string_view name_in_parent,
+                                          const QuantizerConfig& config) {
+  std::string known;
+  for (const QuantizerDef& def : table()) {
+    if (def.name == config.quantizer) return def.make(parent, name_in_parent, config);
+    known += (known.empty() ? "" : ", ") + def.name;
+  }
+  fail(ErrorKind::usage, "unknown quantizer '{}'; there are: {}", config.quantizer, known);
+}
+
+Value flatten_rows(Operand z) {
+  const Value v = z.value();
+  return v.shape().rank() == 2 ? v : reshape(z, std::vector<std::int64_t>{-1, v.shape()[-1]});
+}
+
+void check_dim(const Quantizer& q, std::string_view what, Operand z) {
+  const Shape& shape = z.value().shape();
+  if (shape.rank() < 2 || shape[-1] != q.dim())
+    throw Error(
+        ErrorKind::shape,
+        fmt::format("{} '{}': input is {}, expected rows of {}", what, q.path(), to_string(z.value().type()), q.dim()),
+        z.loc());
+}
+
+}  // namespace sg
