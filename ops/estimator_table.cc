@@ -4,40 +4,13 @@
 #include <charconv>
 
 #include "core/error.h"
+#include "ops/estimator_rows.h"
 
 namespace sg {
 namespace {
 
-EstimatorDef rows_only(std::string name, Value (*function)(Value, Value), std::string formula, std::string jacobian,
-                       std::string source) {
-  EstimatorDef def;
-  def.name = std::move(name);
-  def.formula = std::move(formula);
-  def.jacobian = std::move(jacobian);
-  def.source = std::move(source);
-  def.estimate = [function](const Lookup& l) { return function(l.z, l.q); };
-  def.rows_only = true;
-  return def;
-}
-
-std::vector<EstimatorDef> built_in() {
-  return {
-      rows_only("ste", straight_through, "z + sg[q - z]", "I", "1308.3432, 1711.00937"),
-      rows_only("rotation", rotation_trick, "sg[(|q|/|z|) R] z, R the rotation of z/|z| onto q/|q|", "(|q|/|z|) R",
-                "2410.06424"),
-      rows_only("reflection", reflection, "sg[(|q|/|z|) (I - 2rr^T)] z, r = (u-v)/|u-v|", "(|q|/|z|) (I - 2rr^T)",
-                "2410.06424 A.8"),
-      rows_only("g-scalar", scaled_by_batch, "G z + sg[q - G z], G = mean|q| / mean|z|", "G",
-                "2410.06424; kexue.fm 10489"),
-      rows_only("g-diagonal", scaled_by_row, "G z + sg[q - G z], G = |q|/|z| of the row", "(|q|/|z|) I",
-                "2410.06424; kexue.fm 10489"),
-      rows_only("g-dense", rotation_by_matrix, "G z + sg[q - G z], G = (|q|/|z|) R as a matrix", "(|q|/|z|) R",
-                "2410.06424; kexue.fm 10489"),
-  };
-}
-
 std::vector<EstimatorDef>& table() {
-  static std::vector<EstimatorDef> rows = built_in();
+  static std::vector<EstimatorDef> rows = built_in_estimators();
   return rows;
 }
 
@@ -71,6 +44,7 @@ BoundEstimator::BoundEstimator(EstimatorDef row, std::vector<double> values)
     fail(ErrorKind::usage, "estimator {}: {} arguments, it has {} parameters", def.name, arguments.size(),
          def.parameters.size());
   for (std::size_t i = 0; i < arguments.size(); ++i) check_argument(def, def.parameters[i], arguments[i]);
+  if (def.exact_forward_if) def.exact_forward = def.exact_forward_if(arguments);
 }
 
 BoundEstimator::BoundEstimator(std::string_view text) : BoundEstimator(estimator_by_name(text)) {}

@@ -14,7 +14,9 @@
 
 namespace sg {
 
-// One lookup of a training step, as an estimator may see it. Rows are those that were compared.
+// One lookup of a training step, as an estimator may see it. Rows are those that were compared. `assign`, `estimate`
+// and `losses` of one lookup get the same z, codes, random and progress, so that they can draw the same noise
+// (uniform_of).
 struct Lookup {
   Value z;                        // (N,D) the encoder's rows
   Value codes;                    // (K,D) the codebook
@@ -53,8 +55,10 @@ struct EstimatorDef {
     double weight;
   };
   std::function<std::vector<Term>(const Lookup&)> losses;
-  bool rows_only = false;      // `estimate` looks at z, q and the arguments only, and the row has no other function
-  bool exact_forward = true;   // z_q is the code's row bit for bit
+  bool rows_only = false;     // `estimate` looks at z, q and the arguments only, and the row has no other function
+  bool exact_forward = true;  // z_q is the code's row bit for bit
+  // Where that depends on the arguments: decides exact_forward when they are bound.
+  std::function<bool(const std::vector<double>&)> exact_forward_if;
   bool reaches_codes = false;  // a gradient goes through z_q to q or to the codes
   bool needs_origin = false;
 };

@@ -1,30 +1,19 @@
-// Gradient estimators. Each ends in graft(q, gz) = gz + stop_gradient(q - gz), whose forward value is q (bit for bit
-// under the exact-forward pass) and whose Jacobian in z is that of gz, a linear map of z with a stopped matrix.
-//
-// Rows without a direction: where |z| counts as zero the map is the identity (the straight-through estimator), where
-// only |q| does it is zero, as lambda = |q|/|z| says. All guards choose a per-row factor and add nothing to a norm, so
-// that the Jacobian of every other row is exact.
+// Gradient estimators that are linear maps of z with a stopped matrix: gz = G z, z_q = graft(q, gz). All guards choose
+// a per-row factor and add nothing to a norm, so that the Jacobian of every row with a direction is exact.
 #include "ops/estimators.h"
 
 #include <limits>
 
 #include "ops/elementwise.h"
+#include "ops/estimator_guards.h"
 #include "ops/gradient.h"
 #include "ops/matmul.h"
 #include "ops/reduce.h"
 #include "ops/shape_ops.h"
 
 namespace sg {
-namespace {
 
-// Norms up to this one count as zero. Its square is a normal number in f32; squares of shorter rows underflow there.
-constexpr double kTinyNorm = 1e-18;
-
-// A sum or difference of unit vectors up to this length is rounding noise without a direction.
-double direction_noise(DType dtype) {
-  return 64 *
-         (dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : double{std::numeric_limits<float>::epsilon()});
-}
+namespace estimator {
 
 [[noreturn]] void fail_on(std::string what, std::initializer_list<std::pair<std::string_view, Value>> operands) {
   for (const auto& [role, v] : operands) what += fmt::format("\n  {} {}", role, v.tape->describe(v.id));
@@ -38,9 +27,33 @@ void check_rows(std::string_view estimator, Value z, Value q) {
             {{"z", z}, {"q", q}});
 }
 
-// 1 / length where it is above the threshold, else 0.
-Value inverse_above(Value length, double threshold) {
-  return where(greater(length, threshold), 1.0 / maximum(length, kTinyNorm), 0.0);
+void check_operand(std::string_view estimator, std::string_view role, Value value, const Shape& shape, Value z) {
+  const TensorType wanted{z.dtype(), shape};
+  if (value.type() != wanted)
+    fail_on(fmt::format("{}: {} is {}, must be {} for z {}", estimator, role, to_string(value.type()),
+                        to_string(wanted), to_string(z.type())),
+            {{role, value}, {"z", z}});
+}
+
+Value unit_or_zero(Value row, double threshold) {
+  const Value length = norm(row, {-1}, true);
+  return row * where(greater(length, threshold), 1.0 / maximum(length, kTinyNorm), 0.0);
+}
+
+}  // namespace estimator
+
+namespace {
+
+using estimator::check_operand;
+using estimator::check_rows;
+using estimator::fail_on;
+using estimator::kTinyNorm;
+using estimator::unit_or_zero;
+
+// A sum or difference of unit vectors up to this length is rounding noise without a direction.
+double direction_noise(DType dtype) {
+  return 64 *
+         (dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : double{std::numeric_limits<float>::epsilon()});
 }
 
 // What the estimators know of each row's z and q, all of it stopped. Lengths are (N,1), vectors (N,D).
@@ -65,13 +78,24 @@ Directions directions(Value z, Value q) {
   return {unit(z, z_norm), unit(q, q_norm), norm_ratio(z_norm, q_norm)};
 }
 
-// The row scaled to length 1, or 0 where it is noise.
-Value unit_or_zero(Value row) { return row * inverse_above(norm(row, {-1}, true), direction_noise(row.dtype())); }
+// R of each row, as the function that applies it; the identity where there is no direction.
+struct Rotation {
+  Rotation(Value z, Value q) : row(directions(z, q)), w(unit_or_zero(row.u + row.v, direction_noise(z.dtype()))) {}
+  Value operator()(Value x) const { return x - w * (2.0 * dot(w, x)) + row.v * (2.0 * dot(row.u, x)); }
+
+  Directions row;
+  Value w;  // the unit vector halfway between u and v, or 0
+};
 
 Value identity_matrix(Tape& tape, std::int64_t size, DType dtype) {
   Tensor eye({dtype, {size, size}});
   for (std::int64_t i = 0; i < size; ++i) eye.set(i * size + i, 1.0);
   return tape.constant(eye);
+}
+
+void check_matrix_of_rows(std::string_view estimator, Value z) {
+  if (z.shape().rank() != 2)
+    fail_on(fmt::format("{}: z is {}, must be (N,D)", estimator, to_string(z.type())), {{"z", z}});
 }
 
 }  // namespace
@@ -82,6 +106,12 @@ Value straight_through(Value z, Value q) {
   Scope scope(*z.tape, "ste");
   check_rows("straight_through", z, q);
   return graft(q, z);
+}
+
+Value synchronized(Value z, Value q, double nu) {
+  Scope scope(*z.tape, "sync");
+  check_rows("synchronized", z, q);
+  return graft(q, z + nu * q);
 }
 
 Value g_matrix(Value z, Value q, Value g) {
@@ -105,21 +135,21 @@ Value g_matrix(Value z, Value q, Value g) {
   return graft(q, gz);
 }
 
-Value rotation_trick(Value z, Value q) {
-  Scope scope(*z.tape, "rotation");
-  check_rows("rotation_trick", z, q);
-  const Directions row = directions(z, q);
-  const Value w = unit_or_zero(row.u + row.v);
-  const Value rotated = z - w * (2.0 * dot(w, z)) + row.v * (2.0 * dot(row.u, z));
-  return graft(q, row.lambda * rotated);
-}
-
-Value reflection(Value z, Value q) {
-  Scope scope(*z.tape, "reflection");
-  check_rows("reflection", z, q);
-  const Directions row = directions(z, q);
-  const Value r = unit_or_zero(row.u - row.v);
-  return graft(q, row.lambda * (z - r * (2.0 * dot(r, z))));
+Value g_low_rank(Value z, Value q, Value u, Value v) {
+  Scope scope(*z.tape, "g_low_rank");
+  check_rows("g_low_rank", z, q);
+  check_matrix_of_rows("g_low_rank", z);
+  const std::int64_t n = z.shape()[0], d = z.shape()[1], r = u.shape().rank() > 0 ? u.shape()[-1] : 0;
+  const bool per_row = u.shape().rank() == 3;
+  if (u.type() != v.type() || u.dtype() != z.dtype() || u.shape() != (per_row ? Shape{n, d, r} : Shape{d, r}))
+    fail_on(fmt::format("g_low_rank: U is {}, V is {}, z is {}; U and V must be alike, (D,r) or (N,D,r)",
+                        to_string(u.type()), to_string(v.type()), to_string(z.type())),
+            {{"U", u}, {"V", v}, {"z", z}});
+  u = stop_gradient(u);
+  v = stop_gradient(v);
+  const Value moved = per_row ? reshape(matmul(u, matmul(v, reshape(z, Shape{n, d, 1}), true)), z.shape())
+                              : matmul(matmul(z, v), u, false, true);
+  return graft(q, z + moved);
 }
 
 Value scaled_by_batch(Value z, Value q) {
@@ -137,13 +167,80 @@ Value scaled_by_row(Value z, Value q) {
 Value rotation_by_matrix(Value z, Value q) {
   Scope scope(*z.tape, "g-dense");
   check_rows("g-dense", z, q);
-  if (z.shape().rank() != 2) fail_on(fmt::format("g-dense: z is {}, must be (N,D)", to_string(z.type())), {{"z", z}});
+  check_matrix_of_rows("g-dense", z);
   const std::int64_t n = z.shape()[0], d = z.shape()[1];
-  const Directions row = directions(z, q);
-  const Value w = unit_or_zero(row.u + row.v);
+  const Rotation r(z, q);
   const auto outer = [&](Value a, Value b) { return reshape(a, Shape{n, d, 1}) * reshape(b, Shape{n, 1, d}); };
-  const Value r = identity_matrix(*z.tape, d, z.dtype()) - 2.0 * outer(w, w) + 2.0 * outer(row.v, row.u);
-  return g_matrix(z, q, reshape(row.lambda, Shape{n, 1, 1}) * r);
+  const Value matrix = identity_matrix(*z.tape, d, z.dtype()) - 2.0 * outer(r.w, r.w) + 2.0 * outer(r.row.v, r.row.u);
+  return g_matrix(z, q, reshape(r.row.lambda, Shape{n, 1, 1}) * matrix);
+}
+
+Value rotation_by_low_rank(Value z, Value q) {
+  Scope scope(*z.tape, "g-low-rank");
+  check_rows("g-low-rank", z, q);
+  check_matrix_of_rows("g-low-rank", z);
+  const Rotation r(z, q);
+  const auto pair = [&](Value a, Value b) {
+    const Shape column{z.shape()[0], z.shape()[1], 1};
+    return concat({reshape(a, column), reshape(b, column)}, 2);
+  };
+  return g_low_rank(z, q, pair(-2.0 * r.w, 2.0 * r.row.v), pair(r.w, r.row.u));
+}
+
+Value rotation_trick(Value z, Value q) {
+  Scope scope(*z.tape, "rotation");
+  check_rows("rotation_trick", z, q);
+  const Rotation r(z, q);
+  return graft(q, r.row.lambda * r(z));
+}
+
+Value released_rotation(Value z, Value q) {
+  Scope scope(*z.tape, "rotation-released");
+  check_rows("released_rotation", z, q);
+  const Rotation r(z, q);
+  return graft(q, r.row.lambda * r(z - r.row.u * dot(r.row.u, z)));
+}
+
+Value corrected_rotation(Value z, Value q) {
+  Scope scope(*z.tape, "rotation-corrected");
+  check_rows("corrected_rotation", z, q);
+  return graft(q, Rotation(z, q)(z));
+}
+
+Value inverse_distance_rotation(Value z, Value q, double c) {
+  Scope scope(*z.tape, "rotation-inverse");
+  check_rows("inverse_distance_rotation", z, q);
+  const Value squared = sum(square(stop_gradient(q - z)), {-1}, true);
+  constexpr double kTinySquare = kTinyNorm * kTinyNorm;
+  const Value gamma = where(greater(squared, kTinySquare), 1.0 / (c * maximum(squared, kTinySquare)), 1.0);
+  return graft(q, gamma * Rotation(z, q)(z));
+}
+
+Value two_parameter_rotation(Value z, Value q, double a, double b) {
+  Scope scope(*z.tape, "two-parameter");
+  check_rows("two_parameter_rotation", z, q);
+  const Rotation r(z, q);
+  const Value gz = pow(r.row.lambda, a) * r(z);
+  if (a == 1 || b == 1) return graft(q, gz);
+  return gz + b * stop_gradient(q - gz);
+}
+
+Value centred_rotation(Value z, Value q, Value origin) {
+  Scope scope(*z.tape, "centred");
+  check_rows("centred_rotation", z, q);
+  check_operand("centred_rotation", "the origin", origin, Shape{z.shape()[-1]}, z);
+  origin = stop_gradient(origin);
+  const Value from = z - origin;
+  const Rotation r(from, q - origin);
+  return graft(q, r.row.lambda * r(from));
+}
+
+Value reflection(Value z, Value q) {
+  Scope scope(*z.tape, "reflection");
+  check_rows("reflection", z, q);
+  const Directions row = directions(z, q);
+  const Value r = unit_or_zero(row.u - row.v, direction_noise(z.dtype()));
+  return graft(q, row.lambda * (z - r * (2.0 * dot(r, z))));
 }
 
 }  // namespace sg

@@ -17,12 +17,13 @@ std::vector<TensorType> infer_random(std::span<const TensorType> in, const Attrs
   return {{dtype, Shape(attrs.ints("shape"))}};
 }
 
-Value emit_random(OpId op, const Operand& state, const Shape& shape, DType dtype) {
+Value emit_random(OpId op, const Operand& state, const Shape& shape, DType dtype, std::int64_t stream) {
   const Value s = state.value();
   return s.tape->emit1(
-      op, {s}, {{"shape", shape.vec()}, {"dtype", static_cast<std::int64_t>(dtype)}, {"stream", s.tape->next_stream()}},
-      state.loc());
+      op, {s}, {{"shape", shape.vec()}, {"dtype", static_cast<std::int64_t>(dtype)}, {"stream", stream}}, state.loc());
 }
+
+std::int64_t next_stream(const Operand& state) { return state.value().tape->next_stream(); }
 
 }  // namespace
 
@@ -33,8 +34,17 @@ OpDef uniform() {
 OpDef normal() { return {.name = "normal", .arity = 1, .grad = GradKind::none, .infer = infer_random<OpId::normal>}; }
 }  // namespace defs
 
-Value uniform(Operand state, Shape shape, DType dtype) { return emit_random(OpId::uniform, state, shape, dtype); }
-Value normal(Operand state, Shape shape, DType dtype) { return emit_random(OpId::normal, state, shape, dtype); }
+Value uniform(Operand state, Shape shape, DType dtype) {
+  return emit_random(OpId::uniform, state, shape, dtype, next_stream(state));
+}
+Value normal(Operand state, Shape shape, DType dtype) {
+  return emit_random(OpId::normal, state, shape, dtype, next_stream(state));
+}
+Value uniform_of(Value key, Operand state, Shape shape, DType dtype) {
+  // The tape counts streams up from 0; those of keys are the negative ones, which as unsigned 32-bit numbers are the
+  // top.
+  return emit_random(OpId::uniform, state, shape, dtype, -1 - std::int64_t{key.id});
+}
 
 void advance_random_state(Tape& tape, Variable& state, Loc loc) {
   const Value one_step = tape.constant(Tensor::of<std::int32_t>({2}, {0, 1}), loc);

@@ -8,6 +8,9 @@ namespace sg {
 
 Value uniform(Operand state, Shape shape, DType dtype = DType::f32);   // [0,1), multiples of 2^-24
 Value normal(Operand state, Shape shape, DType dtype = DType::f32);    // N(0,1), Box-Muller
+// As uniform(), but the numbers belong to a value of the tape: each call with the same key, state and shape gives the same
+// ones. For two places that must draw alike.
+Value uniform_of(Value key, Operand state, Shape shape, DType dtype = DType::f32);
 void advance_random_state(Tape& tape, Variable& state, Loc loc = Loc::current());  // state[1] += 1 at the end of the step
 
 }  // namespace sg
