@@ -2,21 +2,25 @@
 
 #include "ops/elementwise.h"
 #include "ops/gradient.h"
-#include "ops/reduce.h"
+#include "ops/masks.h"
 
 namespace sg {
 
-Value mean_squared_error(Operand x, Operand y) {
+Value mean_squared_error(Operand x, Operand y, Value mask) {
   if (x.value().type() != y.value().type())
     fail(ErrorKind::shape, "mean_squared_error: {} against {}", to_string(x.value().type()),
          to_string(y.value().type()));
   const Loc loc = x.loc();
-  return mean(Operand(square(Operand(x - y, loc)), loc));
+  return mean_of_rows(Operand(square(Operand(x - y, loc)), loc), mask);
 }
 
-Value codebook_loss(Operand z, Operand q) { return mean_squared_error(q, Operand(stop_gradient(z), z.loc())); }
+Value codebook_loss(Operand z, Operand q, Value mask) {
+  return mean_squared_error(q, Operand(stop_gradient(z), z.loc()), mask);
+}
 
-Value commitment_loss(Operand z, Operand q) { return mean_squared_error(z, Operand(stop_gradient(q), q.loc())); }
+Value commitment_loss(Operand z, Operand q, Value mask) {
+  return mean_squared_error(z, Operand(stop_gradient(q), q.loc()), mask);
+}
 
 VqLosses vq_losses(Operand z, Operand q, double beta, double gamma) {
   VqLosses losses;

@@ -5,15 +5,17 @@
 namespace sg {
 
 // mean (x - y)^2. Trains whatever either side depends on. x, y: one shape. -> scalar
-Value mean_squared_error(Operand x, Operand y);
+// mask, here and below: f32 (N) for x of (N,...), 1 for a row, 0 for padding, which does not count: the loss is that of
+// the rows alone. Null: all are rows.
+Value mean_squared_error(Operand x, Operand y, Value mask = {});
 
 // mean (q - sg z)^2: moves the codes q to the encoder outputs z. Trains the codebook only. (1711.00937, eq. 3, second
 // term)
-Value codebook_loss(Operand z, Operand q);
+Value codebook_loss(Operand z, Operand q, Value mask = {});
 
 // mean (z - sg q)^2: holds the encoder outputs z near their codes q. Trains the encoder only. (1711.00937, eq. 3, third
 // term)
-Value commitment_loss(Operand z, Operand q);
+Value commitment_loss(Operand z, Operand q, Value mask = {});
 
 // beta codebook + gamma commitment. q must be the looked-up codes, not an estimator's output: a straight-through z_q
 // gives no gradient to the codes, which gradients() then reports as unreachable.

@@ -22,6 +22,8 @@ struct Lookup {
   Value codes;                    // (K,D) the codebook
   Value indices;                  // i32 (N); null while they are being assigned
   Value q;                        // (N,D) gather_rows(codes, indices); null while they are being assigned
+  Value mask;                     // f32 (N): 1 a row, 0 padding (z and q are 0 there); null: all are rows. For means over
+                                  // rows: mean_of_rows (ops/masks.h)
   Value random;                   // i32 [2], the step's random state (see ops/random.h); null in evaluation
   Value origin;                   // (D) running mean of z, stopped; only where the row says needs_origin
   Value progress;                 // f32 scalar in [0,1]: share of the run that is done, for schedules

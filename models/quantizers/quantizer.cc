@@ -87,6 +87,18 @@ std::unique_ptr<Quantizer> make_quantizer(Module& parent, std::string_view name_
   fail(ErrorKind::usage, "unknown quantizer '{}'; there are: {}", config.quantizer, known);
 }
 
+Value flatten_mask(const QuantizeContext& context, Operand z) {
+  if (!context.mask) return {};
+  const Shape& shape = z.value().shape();
+  const Shape rows(std::vector<std::int64_t>(shape.begin(), shape.end() - 1));
+  if (context.mask.shape() != rows || context.mask.dtype() != DType::f32)
+    throw Error(ErrorKind::shape,
+                fmt::format("quantizer: mask is {}, rows of {} need {}", to_string(context.mask.type()),
+                            to_string(z.value().type()), to_string(TensorType{DType::f32, rows})),
+                z.loc());
+  return rows.rank() == 1 ? context.mask : reshape(Operand(context.mask, z.loc()), std::vector<std::int64_t>{-1});
+}
+
 Value flatten_rows(Operand z) {
   const Value v = z.value();
   return v.shape().rank() == 2 ? v : reshape(z, std::vector<std::int64_t>{-1, v.shape()[-1]});

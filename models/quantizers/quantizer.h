@@ -98,7 +98,9 @@ std::unique_ptr<Quantizer> make_quantizer(Module& parent, std::string_view name_
                                           const QuantizerConfig& config);
 
 // Helpers for quantizers.
-Value flatten_rows(Operand z);  // [..., D] -> (N,D)
+Value flatten_mask(const QuantizeContext& context, Operand z);  // (N), one number per row of flatten_rows(z), or null;
+                                                                // Error{shape} where the mask is not one of z
+Value flatten_rows(Operand z);                                  // [..., D] -> (N,D)
 void check_dim(const Quantizer& q, std::string_view what,
                Operand z);  // Error{shape} where z's last extent is not q.dim()
 
