@@ -4,8 +4,10 @@
 
 #include "core/error.h"
 #include "ops/elementwise.h"
+#include "ops/entropy.h"
 #include "ops/gradient.h"
 #include "ops/index.h"
+#include "ops/masks.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/random.h"
@@ -87,16 +89,15 @@ Value segment_ends(const Lookup& l) { return slice_axis(l.codes, 0, 1, l.codes.s
 // ---- losses
 
 // Mean over rows of KL(softmax(-|z-c|^2) || uniform), in nats.
-Value kl_to_uniform(Value z, Value codes) {
-  const Value log_p = log_softmax(distance_logits(z, codes));
-  return mean(sum(exp(log_p) * log_p, {-1})) + std::log(static_cast<double>(codes.shape()[0]));
+Value kl_to_uniform(const Lookup& l) {
+  return std::log(static_cast<double>(l.codes.shape()[0])) - entropies(distance_logits(l.z, l.codes), l.mask).of_each;
 }
 
 // E[H(p)] - H(E[p]), p = softmax(z C^T / tau), in nats: each row certain, all codes in use.
-Value certainty_and_diversity(Value z, Value codes, double tau) {
-  const Value log_p = log_softmax(matmul(z, codes, false, true) / tau), p = exp(log_p), mean_p = mean(p, {0});
+Value certainty_and_diversity(const Lookup& l, double tau) {
   constexpr double kEps = 1e-5;  // in the logarithm, as in the authors' code
-  return sum(mean_p * log(mean_p + kEps)) - mean(sum(p * log_p, {-1}));
+  const Entropies h = entropies(matmul(l.z, l.codes, false, true) / tau, l.mask, kEps);
+  return h.of_each - h.of_mean;
 }
 
 // ---- rows
@@ -189,7 +190,7 @@ std::vector<EstimatorDef> soft() {
                             {{"tau_start", 1, 1e-3, 1e3}, {"tau_end", 1.0 / 16, 1e-3, 1e3}});
   gumbel.assign = [](const Lookup& l) { return draw_code(l, 1); };
   gumbel.losses = [](const Lookup& l) {
-    return std::vector<EstimatorDef::Term>{{"kl_to_uniform", kl_to_uniform(l.z, l.codes), kKlWeight}};
+    return std::vector<EstimatorDef::Term>{{"kl_to_uniform", kl_to_uniform(l), kKlWeight}};
   };
 
   EstimatorDef decoupled =
@@ -213,9 +214,8 @@ std::vector<EstimatorDef> soft() {
   ibq.assign = [](const Lookup& l) { return argmax(matmul(l.z, l.codes, false, true)); };
   ibq.losses = [](const Lookup& l) {
     const Value z_q = index_backpropagation(l.z, l.q, l.codes, l.arguments[0]);
-    return std::vector<EstimatorDef::Term>{
-        {"soft_quantization", mean(square(z_q - l.z)), 1},
-        {"entropy", certainty_and_diversity(l.z, l.codes, l.arguments[2]), l.arguments[1]}};
+    return std::vector<EstimatorDef::Term>{{"soft_quantization", mean_of_rows(square(z_q - l.z), l.mask), 1},
+                                           {"entropy", certainty_and_diversity(l, l.arguments[2]), l.arguments[1]}};
   };
 
   std::vector<EstimatorDef> rows{gumbel, decoupled, max, ibq};
@@ -238,8 +238,7 @@ std::vector<EstimatorDef> by_loss_term() {
 }  // namespace
 
 std::vector<EstimatorDef> built_in_estimators() {
-  std::vector<EstimatorDef> rows{
-      rows_only("ste", straight_through, "z + sg[q - z]", "I", "1308.3432, 1711.00937")};
+  std::vector<EstimatorDef> rows{rows_only("ste", straight_through, "z + sg[q - z]", "I", "1308.3432, 1711.00937")};
   for (auto&& family : {rotations(), linear(), by_distance(), soft(), by_loss_term()})
     rows.insert(rows.end(), family.begin(), family.end());
   return rows;

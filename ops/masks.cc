@@ -55,6 +55,13 @@ Value mean_of_rows(Operand x, Value mask) {
   return Operand(sum(Operand(zero_padding(x, mask), loc)), loc) / Operand(rows, loc);
 }
 
+Value mean_row(Operand x, Value mask) {
+  if (!mask) return mean(x, {0});
+  const Loc loc = x.loc();
+  const Value total = sum(Operand(zero_padding(x, mask), loc), {0});
+  return Operand(total, loc) / Operand(count_rows(x, mask), loc);
+}
+
 Value row_numbers(Value mask, Loc loc) {
   const auto at = [loc](Value v) { return Operand(v, loc); };
   const std::int64_t n = mask.shape()[0];

@@ -13,6 +13,8 @@ Value zero_padding(Operand x, Value mask);
 Value count_rows(Operand x, Value mask);
 // Mean of x (N,...) over the rows and all other axes; 0 where there is no row. -> scalar
 Value mean_of_rows(Operand x, Value mask);
+// Mean of x (N,...) over the rows -> (...); zeros where there is no row.
+Value mean_row(Operand x, Value mask);
 // i32 (N): the numbers of the rows, in order, over and over again: 0, 2, 3, 0, 2 for the mask 1 0 1 1 0. All 0 where
 // there is no row. O(N log N) work, O(N) memory. Exact up to 2^24 rows.
 Value row_numbers(Value mask, Loc loc = Loc::current());
