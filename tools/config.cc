@@ -4,6 +4,7 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 
 #include "core/backend.h"
@@ -16,6 +17,18 @@ namespace sg::tools {
 namespace {
 
 constexpr double kBig = 1e9;
+// Groups of the quantizer's settings: what all have, what codebooks have, what some kinds have.
+constexpr std::string_view kCodebook = "Quantizer (codebook)", kKinds = "Quantizer (some kinds)";
+
+template <std::size_t N>
+struct Word {
+  consteval Word(const char (&text)[N]) { std::copy_n(text, N, letters); }  // NOLINT(google-explicit-constructor)
+  char letters[N];
+};
+template <Word... words>
+std::vector<std::string> names() {
+  return {words.letters...};
+}
 
 std::vector<std::string> backends() {
   std::vector<std::string> names;
@@ -27,9 +40,9 @@ std::vector<ConfigField> make_fields() {
   using C = TrainConfig;
   constexpr bool kResume = true;
   return {
-      {"model", &C::model, "Model", "architecture", {"vqvae"}},
+      {"model", &C::model, "Model", "architecture", names<"vqvae">},
       {"preset", &C::preset, "Model", "sizes of network, code and batch in one word; other flags come after it",
-       vqvae_presets()},
+       vqvae_presets},
       {"hidden", &C::hidden, "Model", "channels inside encoder and decoder", {}, 2, 8192},
       {"residual_hidden", &C::residual_hidden, "Model", "channels inside each residual block", {}, 1, 8192},
       {"residual_blocks", &C::residual_blocks, "Model", "residual blocks in encoder and in decoder", {}, 0, 64},
@@ -60,40 +73,94 @@ std::vector<ConfigField> make_fields() {
        3},
       {"limit", &C::limit, "Data", "use only the first so many training and test images; 0: all", {}, 0, kBig},
 
-      {"estimator", &C::estimator, "Quantizer", "gradient through the quantizer", estimator_names()},
-      {"codes", &C::codes, "Quantizer", "number of codes K", {}, 1, 1 << 24},
-      {"code_dim", &C::code_dim, "Quantizer", "length D of a code", {}, 1, 1 << 16},
-      {"codebook",
-       &C::codebook,
-       "Quantizer",
-       "how codes learn, by the codebook loss or as moving averages (EMA)",
-       {"loss", "ema"}},
-      {"init",
-       &C::init,
-       "Quantizer",
-       "first codes; uniform is within +-1/K, kmeans is of the first encoder outputs",
-       {"uniform", "normal", "kmeans"}},
-      {"normal_deviation", &C::normal_deviation, "Quantizer", "standard deviation of --init normal", {}, 1e-9, kBig},
-      {"metric", &C::metric, "Quantizer", "nearest code by", {"euclidean", "cosine"}},
-      {"ema_decay", &C::ema_decay, "Quantizer", "decay of the moving averages with --codebook ema", {}, 0, 1},
-      {"beta", &C::beta, "Quantizer", "weight of the codebook loss |q - sg z|^2", {}, 0, kBig},
+      {"quantizer", &C::quantizer, "Quantizer", "kind of quantizer", quantizer_names},
+      {"estimator", &C::estimator, "Quantizer",
+       "gradient through the quantizer, NAME or NAME:ARGUMENT (`stopgrad info --estimators` says what they are)",
+       estimator_names, 0, 0, false, [](const std::string& text) { estimator_by_name(text); }},
+      {"codes", &C::codes, "Quantizer", "number of codes K, of each book", {}, 1, 1 << 24},
+      {"code_dim", &C::code_dim, "Quantizer", "length D of the encoder's rows, and of a code", {}, 1, 1 << 16},
+      {"metric", &C::metric, "Quantizer", "nearest code by", names<"euclidean", "cosine">},
       {"gamma", &C::gamma, "Quantizer", "weight of the commitment loss |z - sg q|^2", {}, 0, kBig},
+      {"balance_commitment",
+       &C::balance_commitment,
+       "Quantizer",
+       "make gamma the ratio of the commitment's gradient at z to the reconstruction's",
+       {}},
+      {"origin_decay",
+       &C::origin_decay,
+       "Quantizer",
+       "decay of the running mean that centred estimators turn about",
+       {},
+       0,
+       1},
+      {"window", &C::window, "Quantizer", "steps over which window usage and perplexity are counted", {}, 1, 1 << 16},
+
+      {"codebook", &C::codebook, kCodebook, "how codes learn", codebook_update_names},
+      {"init", &C::init, kCodebook, "first codes; uniform is within +-1/K, kmeans is of the first encoder outputs",
+       codebook_init_names},
+      {"normal_deviation", &C::normal_deviation, kCodebook, "standard deviation of --init normal", {}, 1e-9, kBig},
+      {"ema_decay", &C::ema_decay, kCodebook, "decay of the moving averages with --codebook ema", {}, 0, 1},
+      {"ema_eps", &C::ema_eps, kCodebook, "smoothing of their counts", {}, 0, 1},
+      {"beta", &C::beta, kCodebook, "weight of the codebook loss |q - sg z|^2", {}, 0, kBig},
+      {"inner_rate", &C::inner_rate, kCodebook, "rate of the inner step of --codebook alternating", {}, 0, kBig},
+      {"assignment", &C::assignment, kCodebook, "which code a row gets in training", assignment_names},
       {"revive",
        &C::revive,
-       "Quantizer",
-       "codes whose average count a step falls below this become encoder outputs; 0: never",
+       kCodebook,
+       "codes whose average count a step falls below this are replaced; 0: never. With lru: after as many unused steps",
        {},
        0,
        kBig},
-      {"window", &C::window, "Quantizer", "steps over which window usage and perplexity are counted", {}, 1, 1 << 16},
+      {"revival_policy", &C::revival_policy, kCodebook,
+       "what replaces them: encoder outputs, or moved copies of the most used codes (split)", revival_names},
+      {"orthogonal", &C::orthogonal, kCodebook, "weight of the loss that makes codes orthogonal", {}, 0, kBig},
+      {"entropy",
+       &C::entropy,
+       kCodebook,
+       "weight of the entropy loss E[H(p)] - H(E[p]) of the soft assignment",
+       {},
+       0,
+       kBig},
+      {"diversity", &C::diversity, kCodebook, "weight of -H(E[p])", {}, 0, kBig},
+      {"entropy_temperature",
+       &C::entropy_temperature,
+       kCodebook,
+       "temperature of that soft assignment",
+       {},
+       1e-9,
+       kBig},
 
-      {"optimizer", &C::optimizer, "Training", "update rule of the parameters", optimizer_names()},
+      {"heads", &C::heads, kKinds, "books of multi-head, grouped and product", {}, 1, 4096},
+      {"levels", &C::levels, kKinds, "books of residual", {}, 1, 4096},
+      {"code_width", &C::code_width, kKinds, "width in which factorised and random-projection compare", {}, 1, 1 << 16},
+      {"shared_books", &C::shared_books, kKinds, "one codebook for all books of residual and multi-head", {}},
+      {"level_dropout",
+       &C::level_dropout,
+       kKinds,
+       "share of the steps that train only the first levels of residual",
+       {},
+       0,
+       1},
+      {"grid",
+       &C::grid,
+       kKinds,
+       "levels of each dimension of fsq and latent, as 8,5,5; without it chosen for --codes",
+       {},
+       2,
+       1 << 20},
+      {"dither", &C::dither, kKinds, "share of the elements of fsq-symmetric that get noise, not rounding", {}, 0, 1},
+      {"scales",
+       &C::scales,
+       kKinds,
+       "sides of the token maps of multi-scale, as 1,2,4,7, the last one the latents' own; without it powers of two",
+       {},
+       1,
+       1 << 16},
+
+      {"optimizer", &C::optimizer, "Training", "update rule of the parameters", optimizer_names},
       {"lr", &C::lr, "Training", "learning rate", {}, 0, 1e3},
-      {"schedule",
-       &C::schedule,
-       "Training",
-       "learning rate after the warm-up; cosine goes down to 0 at the last step",
-       {"constant", "cosine"}},
+      {"schedule", &C::schedule, "Training", "learning rate after the warm-up; cosine goes down to 0 at the last step",
+       names<"constant", "cosine">},
       {"warmup", &C::warmup, "Training", "steps of linear warm-up", {}, 0, kBig},
       {"weight_decay", &C::weight_decay, "Training", "of adamw", {}, 0, 1e3},
       {"clip", &C::clip, "Training", "global norm to which gradients are clipped; 0: not clipped", {}, 0, kBig},
@@ -109,7 +176,7 @@ std::vector<ConfigField> make_fields() {
        kResume},
       {"seed", &C::seed, "Training", "of initial weights, data order and random ops", {}, 0, 2147483647},
 
-      {"backend", &C::backend, "Run", "where to compute", backends(), 0, 0, kResume},
+      {"backend", &C::backend, "Run", "where to compute", backends, 0, 0, kResume},
       {"threads", &C::threads, "Run", "CPU threads; 0: all cores", {}, 0, 1024, kResume},
       {"check_finite",
        &C::check_finite,
@@ -158,23 +225,24 @@ std::string toml_string(const std::string& text) {
   return out + '"';
 }
 
-const ConfigField* find_field(std::string_view key) {
-  for (const ConfigField& field : config_fields())
-    if (field.key == key) return &field;
-  return nullptr;
-}
-
 void check_field(const TrainConfig& config, const ConfigField& field) {
   const auto out_of_range = [&](const auto& value) {
     fail(ErrorKind::usage, "{} is {}; it must be from {} to {}", flag_of(field), value, field.least, field.most);
   };
   std::visit(Overload{[&](std::string TrainConfig::*m) {
                         const std::string& value = config.*m;
-                        if (field.choices.empty() ||
-                            std::find(field.choices.begin(), field.choices.end(), value) != field.choices.end())
-                          return;
-                        fail(ErrorKind::usage, "{} '{}' is unknown; choose one of: {}", flag_of(field), value,
-                             fmt::join(field.choices, ", "));
+                        if (field.check != nullptr) {
+                          try {
+                            field.check(value);
+                          } catch (const Error& e) {
+                            fail(ErrorKind::usage, "{}: {}", flag_of(field), e.message());
+                          }
+                        } else if (field.choices != nullptr) {
+                          const std::vector<std::string> known = field.choices();
+                          if (std::find(known.begin(), known.end(), value) == known.end())
+                            fail(ErrorKind::usage, "{} '{}' is unknown; choose one of: {}", flag_of(field), value,
+                                 fmt::join(known, ", "));
+                        }
                       },
                       [&](std::int64_t TrainConfig::*m) {
                         const auto value = static_cast<double>(config.*m);
@@ -182,6 +250,11 @@ void check_field(const TrainConfig& config, const ConfigField& field) {
                       },
                       [&](double TrainConfig::*m) {
                         if (!(config.*m >= field.least && config.*m <= field.most)) out_of_range(config.*m);
+                      },
+                      [&](std::vector<std::int64_t> TrainConfig::*m) {
+                        for (const std::int64_t value : config.*m)
+                          if (!(static_cast<double>(value) >= field.least && static_cast<double>(value) <= field.most))
+                            out_of_range(value);
                       },
                       [](bool TrainConfig::*) {}},
              field.member);
@@ -216,6 +289,16 @@ void set_from_toml(TrainConfig& config, const ConfigField& field, const toml::no
                           config.*m = *v;
                         else
                           wrong_type("true or false");
+                      },
+                      [&](std::vector<std::int64_t> TrainConfig::*m) {
+                        const toml::array* array = node.as_array();
+                        if (array == nullptr) wrong_type("a list of whole numbers, as [8, 5, 5]");
+                        (config.*m).clear();
+                        for (const toml::node& element : *array) {
+                          const auto v = element.value_exact<std::int64_t>();
+                          if (!v) wrong_type("a list of whole numbers, as [8, 5, 5]");
+                          (config.*m).push_back(*v);
+                        }
                       }},
              field.member);
 }
@@ -225,6 +308,16 @@ void set_from_toml(TrainConfig& config, const ConfigField& field, const toml::no
 std::span<const ConfigField> config_fields() {
   static const std::vector<ConfigField> fields = make_fields();
   return fields;
+}
+
+const ConfigField* find_field(std::string_view key) {
+  for (const ConfigField& field : config_fields())
+    if (field.key == key) return &field;
+  return nullptr;
+}
+
+std::string ConfigField::full_help() const {
+  return std::string(help) + (choices == nullptr ? "" : fmt::format(": {}", fmt::join(choices(), ", ")));
 }
 
 std::string flag_of(const ConfigField& field) {
@@ -244,8 +337,36 @@ std::string text_of(const TrainConfig& config, const ConfigField& field) {
                                if (text.find_first_of(".en") == std::string::npos) text += ".0";
                                return text;
                              },
-                             [&](bool TrainConfig::*m) { return std::string(config.*m ? "true" : "false"); }},
+                             [&](bool TrainConfig::*m) { return std::string(config.*m ? "true" : "false"); },
+                             [&](std::vector<std::int64_t> TrainConfig::*m) {
+                               return fmt::format("[{}]", fmt::join(config.*m, ", "));
+                             }},
                     field.member);
+}
+
+void set_from_text(TrainConfig& config, const ConfigField& field, const std::string& text) {
+  const auto parse = [&](std::string_view part, auto& out, std::string_view wanted) {
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), out);
+    if (part.empty() || error != std::errc{} || end != part.data() + part.size())
+      fail(ErrorKind::usage, "{} '{}': {} is needed", flag_of(field), text, wanted);
+  };
+  std::visit(Overload{[&](std::string TrainConfig::*m) { config.*m = text; },
+                      [&](std::int64_t TrainConfig::*m) { parse(text, config.*m, "a whole number"); },
+                      [&](double TrainConfig::*m) { parse(text, config.*m, "a number"); },
+                      [&](bool TrainConfig::*m) {
+                        if (text != "true" && text != "false")
+                          fail(ErrorKind::usage, "{} '{}': true or false is needed", flag_of(field), text);
+                        config.*m = text == "true";
+                      },
+                      [&](std::vector<std::int64_t> TrainConfig::*m) {
+                        (config.*m).clear();
+                        for (std::string_view rest = text; !rest.empty();) {
+                          const std::size_t comma = rest.find(',');
+                          parse(rest.substr(0, comma), (config.*m).emplace_back(), "a list as 8,5,5");
+                          rest = comma == std::string_view::npos ? std::string_view{} : rest.substr(comma + 1);
+                        }
+                      }},
+             field.member);
 }
 
 void apply_preset(TrainConfig& config, std::string_view name) {
@@ -300,9 +421,7 @@ std::string to_toml(const TrainConfig& config) {
   for (const ConfigField& field : config_fields()) {
     if (field.group != group) out += fmt::format("\n# {}\n", group = field.group);
     const std::string setting = fmt::format("{} = {}", field.key, text_of(config, field));
-    out += fmt::format("{:<32} # {}", setting, field.help);
-    if (!field.choices.empty()) out += fmt::format(": {}", fmt::join(field.choices, ", "));
-    out += '\n';
+    out += fmt::format("{:<32} # {}\n", setting, field.full_help());
   }
   return out;
 }

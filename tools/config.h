@@ -20,10 +20,17 @@ struct TrainConfig {
   std::int64_t image_size = 0, channels = 0, limit = 0;
 
   std::int64_t hidden = 128, residual_hidden = 32, residual_blocks = 2;
-  std::int64_t codes = 512, code_dim = 64;
-  std::string estimator = "ste", metric = "euclidean", codebook = "ema", init = "kmeans";
-  double normal_deviation = 1.0, ema_decay = 0.99, beta = 1.0, gamma = 0.25, revive = 1.0;
-  std::int64_t window = 100;
+  std::string quantizer = "vq", estimator = "ste", metric = "euclidean";
+  std::int64_t codes = 512, code_dim = 64, window = 100;
+  double gamma = 0.25, origin_decay = 0.99;
+  bool balance_commitment = false;
+  std::string codebook = "ema", init = "kmeans", assignment = "nearest", revival_policy = "threshold";
+  double normal_deviation = 1.0, ema_decay = 0.99, ema_eps = 1e-5, beta = 1.0, inner_rate = 1.0, revive = 1.0;
+  double orthogonal = 0, entropy = 0, diversity = 0, entropy_temperature = 0.01;
+  std::int64_t heads = 4, levels = 4, code_width = 8;
+  bool shared_books = false;
+  double level_dropout = 0, dither = 0;
+  std::vector<std::int64_t> grid, scales;
 
   std::string optimizer = "adam", schedule = "constant";
   double lr = 3e-4, weight_decay = 0.0, clip = 0.0;
@@ -36,21 +43,27 @@ struct TrainConfig {
 };
 
 struct ConfigField {
-  using Member =
-      std::variant<std::string TrainConfig::*, std::int64_t TrainConfig::*, double TrainConfig::*, bool TrainConfig::*>;
+  using Member = std::variant<std::string TrainConfig::*, std::int64_t TrainConfig::*, double TrainConfig::*,
+                              bool TrainConfig::*, std::vector<std::int64_t> TrainConfig::*>;
   std::string_view key;  // in config.toml; the flag is --key with '-' for '_'
   Member member;
   std::string_view group;  // heading in --help and config.toml
   std::string_view help;
-  std::vector<std::string> choices;  // of text; empty: any
-  double least = 0, most = 0;        // of numbers, inclusive
-  bool resume_may_change = false;    // whether `train --resume` may give it another value
+  std::vector<std::string> (*choices)() = nullptr;  // of text, as tables have them now; null: any
+  double least = 0, most = 0;                       // of numbers, and of each number of a list; inclusive
+  bool resume_may_change = false;                   // whether `train --resume` may give it another value
+  void (*check)(const std::string&) = nullptr;      // of text, in the place of `choices`: throws Error{usage}
+
+  std::string full_help() const;  // help, then the choices
 };
 
 // In the order in which they are written. `model` is first; it is the positional argument of `train`.
 std::span<const ConfigField> config_fields();
 std::string flag_of(const ConfigField& field);
+const ConfigField* find_field(std::string_view key);                       // null where there is none
 std::string text_of(const TrainConfig& config, const ConfigField& field);  // as TOML writes it
+// Sets the field from text as a flag gives it: words bare, lists as 8,5,5. Error{usage} naming the flag.
+void set_from_text(TrainConfig& config, const ConfigField& field, const std::string& text);
 
 // Presets: "fashion" (28x28x1 images, the network that the documentation measures) and "large" (32x32x3).
 // Sets the sizes of the network, batch and data. Error{usage} listing them.

@@ -42,7 +42,7 @@ DataOptions data_options(const TrainConfig& config) {
   return {config.data, config.data_dir, config.image_size, config.channels, config.limit};
 }
 
-VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images) {
+VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images, std::int64_t steps) {
   VqVaeConfig c;
   c.height = images.height;
   c.width = images.width;
@@ -51,6 +51,7 @@ VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images) {
   c.residual = config.residual_hidden;
   c.residual_blocks = config.residual_blocks;
   QuantizerConfig& q = c.quantizer;
+  q.quantizer = config.quantizer;
   q.dim = config.code_dim;
   q.codes = config.codes;
   q.estimator = config.estimator;
@@ -59,9 +60,27 @@ VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images) {
   q.init = codebook_init_by_name(config.init);
   q.normal_deviation = config.normal_deviation;
   q.ema_decay = config.ema_decay;
+  q.ema_eps = config.ema_eps;
+  q.inner_rate = config.inner_rate;
+  q.assignment = assignment_by_name(config.assignment);
+  q.revival_policy = revival_by_name(config.revival_policy);
   q.revival = config.revive;
   q.beta = config.beta;
   q.gamma = config.gamma;
+  q.orthogonal = config.orthogonal;
+  q.entropy = config.entropy;
+  q.diversity = config.diversity;
+  q.entropy_temperature = config.entropy_temperature;
+  q.origin_decay = config.origin_decay;
+  q.heads = config.heads;
+  q.levels = config.levels;
+  q.code_dim = config.code_width;
+  q.shared_books = config.shared_books;
+  q.level_dropout = config.level_dropout;
+  q.grid = config.grid;
+  q.dither = config.dither;
+  q.scales = config.scales;
+  c.balance_commitment = config.balance_commitment;
   c.batch = config.batch;
   c.optimizer = config.optimizer;
   c.lr = config.lr;
@@ -69,6 +88,7 @@ VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images) {
   c.warmup = config.warmup;
   c.cosine_decay = config.schedule == "cosine";
   c.clip = config.clip;
+  c.steps = steps > 0 ? steps : config.steps;
   c.window = config.window;
   c.seed = static_cast<std::uint32_t>(config.seed);
   sg::validate(c);

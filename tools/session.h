@@ -25,8 +25,9 @@ inline ImageSize size_of(const ImageSet& set) { return {set.height, set.width, s
 Backend& start_backend(const TrainConfig& config);
 
 DataOptions data_options(const TrainConfig& config);
-// cosine_decay etc. as in the settings. Error{usage}: sizes that the model cannot have.
-VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images);
+// cosine_decay etc. as in the settings; steps: of the run, where they are not config.steps (--epochs).
+// Error{usage}: sizes that the model cannot have.
+VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images, std::int64_t steps = 0);
 
 // Writes the variables and what kind of images they are for, atomically.
 void save_checkpoint(const std::filesystem::path& path, std::span<Variable* const> variables, const ImageSize& images,

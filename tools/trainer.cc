@@ -21,6 +21,12 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::int64_t kPictures = 16;
 
+// Error{usage}: a batch larger than the data set.
+std::int64_t steps_of(const TrainConfig& config, const Dataset& data) {
+  const BatchOrder order(data.train.count, config.batch, static_cast<std::uint32_t>(config.seed));
+  return config.epochs > 0 ? config.epochs * order.steps_per_epoch() : config.steps;
+}
+
 // Everything of a run that lives as long as its training steps.
 class Trainer {
  public:
@@ -44,10 +50,11 @@ class Trainer {
   Backend& backend_;
   Dataset data_;
   ImageSize images_;
+  std::int64_t steps_;
   VqVaeConfig model_config_;
   VqVae model_;
   VqVaeTraining training_;
-  std::int64_t first_step_ = 0, step_ = 0, steps_ = 0, saved_step_ = 0;  // saved_step_ 0: no checkpoint
+  std::int64_t first_step_ = 0, step_ = 0, saved_step_ = 0;  // saved_step_ 0: no checkpoint
   std::optional<RunFolder> folder_;
   std::vector<Metrics> history_;
   std::unique_ptr<MetricsLog> log_;
@@ -65,11 +72,10 @@ Trainer::Trainer(const TrainRequest& request)
       backend_(start_backend(config_)),
       data_(load_dataset(data_options(config_))),
       images_(size_of(data_.train)),
-      model_config_(model_config(config_, images_)),
+      steps_(steps_of(config_, data_)),
+      model_config_(model_config(config_, images_, steps_)),
       model_(model_config_),
       training_(model_) {
-  const BatchOrder order(data_.train.count, config_.batch, model_config_.seed);
-  steps_ = config_.epochs > 0 ? config_.epochs * order.steps_per_epoch() : config_.steps;
   if (config_.warmup >= steps_)
     fail(ErrorKind::usage, "--warmup is {} steps of {} in all; it must be shorter", config_.warmup, steps_);
   if (request.resume) {
@@ -101,18 +107,16 @@ void Trainer::print_heading() const {
   std::int64_t weights = 0;
   for (const Variable* v : training_.optimizer().parameters()) weights += v->value().elements();
   const Quantizer& quantizer = model_.quantizer();
-  const Shape tokens = model_.token_shape(1);
-  std::string latents;
-  for (int i = 1; i < tokens.rank(); ++i) latents += fmt::format("{}{}", i == 1 ? "" : "x", tokens[i]);
+  const std::int64_t rows = model_config_.latent_height() * model_config_.latent_width();
   fmt::print("{} on {}: {} training and {} test images of {} ({})\n", config_.model, data_.name, data_.train.count,
              data_.test.count, to_string(images_), data_.origin);
-  fmt::print("  each image becomes {} codes out of {} ({:.0f} bits, of {} as stored); {:.2f} million weights\n",
-             latents, quantizer.codes(),
-             static_cast<double>(tokens.elements()) * std::log2(static_cast<double>(quantizer.codes())),
-             data_.train.image_bytes() * 8, static_cast<double>(weights) / 1e6);
-  fmt::print("  estimator {}, codebook by {}, {} {:g}, batch {}, backend {} with {} thread{}\n", config_.estimator,
-             config_.codebook, config_.optimizer, config_.lr, config_.batch, config_.backend, threads(),
-             threads() == 1 ? "" : "s");
+  fmt::print("  each image becomes {}x{} rows of {:.1f} bits ({:.0f} bits, of {} as stored); {:.2f} million weights\n",
+             model_config_.latent_height(), model_config_.latent_width(), quantizer.bits_per_row(),
+             static_cast<double>(rows) * quantizer.bits_per_row(), data_.train.image_bytes() * 8,
+             static_cast<double>(weights) / 1e6);
+  fmt::print("  {}: {}\n", config_.quantizer, quantizer.describe());
+  fmt::print("  {} {:g}, batch {}, backend {} with {} thread{}\n", config_.optimizer, config_.lr, config_.batch,
+             config_.backend, threads(), threads() == 1 ? "" : "s");
   fmt::print("  {} {} to {} ({:.2f} epochs in all), written to {}\n", request_.resume ? "resuming: steps" : "steps",
              step_ + 1, steps_, static_cast<double>(steps_) / static_cast<double>(data_.train.count / config_.batch),
              folder_->path().string());
@@ -131,7 +135,8 @@ void Trainer::print_first_step(const Metrics& m) const {
       "commitment\n",
       step_, ratio, std::round(metric(m, "usage") * static_cast<double>(codes)), codes,
       100 * reconstruction / (reconstruction + commitment), 100 * commitment / (reconstruction + commitment));
-  if (config_.estimator != "ste" && ratio < 0.1)
+  const bool scaled = BoundEstimator(config_.estimator).def.jacobian.find("|q|/|z|") != std::string::npos;
+  if (recorded_.quantized.lookup.z && scaled && ratio < 0.1)
     fmt::print(
         "  note: the codes are much shorter than the encoder's outputs, and {} scales the gradient by |q|/|z|; --init "
         "kmeans starts them at the outputs' own length\n",

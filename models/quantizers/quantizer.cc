@@ -60,6 +60,10 @@ double Quantizer::bits_per_row() const {
   return static_cast<double>(books()) * std::log2(static_cast<double>(codes()));
 }
 
+std::string Quantizer::describe() const {
+  return books() == 1 ? fmt::format("{} codes", codes()) : fmt::format("{} books of {} codes", books(), codes());
+}
+
 const std::vector<QuantizerDef>& quantizer_table() { return table(); }
 
 std::vector<std::string> quantizer_names() {

@@ -70,6 +70,8 @@ class Quantizer : public Module {
   std::int64_t all_codes() const { return books() * codes(); }
   virtual Shape index_shape(const Shape& z) const;  // z's leading extents, then L where L > 1
   double bits_per_row() const;                      // L log2 K, where every book has K codes
+  // What it is in a line, for people: "4 books of 512 codes", "grid 8x5x5", "512 codes by ema, estimator ste".
+  virtual std::string describe() const;
 
   // What a training step does besides its gradients, from start-of-step values. `quantized` is this step's output.
   virtual void update(const Quantized& quantized, const QuantizeContext& context, StepUpdates& updates) {

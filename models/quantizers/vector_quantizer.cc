@@ -54,6 +54,11 @@ VectorQuantizer::VectorQuantizer(Module& parent, std::string_view name, VectorQu
   if (ema) sum_ = &add_state("sum", codes);
 }
 
+std::string VectorQuantizer::describe() const {
+  return fmt::format("{} codes of {} by {}, estimator {}", config_.codes, config_.dim, to_string(config_.codebook),
+                     config_.estimator.text());
+}
+
 Value VectorQuantizer::compared_codes(Tape& tape, Loc loc) const {
   const Value codebook = tape.read(*codebook_, loc);
   return config_.metric == Metric::cosine ? unit_rows(codebook, loc) : codebook;

@@ -23,6 +23,7 @@ class VectorQuantizer final : public Quantizer {
   Value requantize(Operand indices) const override;
   std::int64_t dim() const override { return config_.dim; }
   std::int64_t codes() const override { return config_.codes; }
+  std::string describe() const override;
 
   // Records, from start-of-step values (n: counts of this batch, s: sums of its rows by code):
   //   EMA:      N <- g N + (1-g) n,  m <- g m + (1-g) s,  code <- m / N~,  N~ = (N + eps) / (sum N + K eps) sum N

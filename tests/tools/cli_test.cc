@@ -84,7 +84,7 @@ TEST(Cli, WrongUsageIsOneMessageAndCodeTwo) {
   expect_fails("paint", 2, "paint");
   expect_fails("train" + out, 2, "which model");
   expect_fails("train vq-gan" + out, 2, "model 'vq-gan' is unknown; choose one of: vqvae");
-  expect_fails("train vqvae --estimator magic" + out, 2, "--estimator 'magic' is unknown; choose one of: ste");
+  expect_fails("train vqvae --estimator magic" + out, 2, "--estimator: unknown estimator 'magic'; there are: ste");
   expect_fails("train vqvae --backend abacus" + out, 2, "--backend 'abacus' is unknown; choose one of:");
   expect_fails("train vqvae --codes 0" + out, 2, "--codes is 0");
   expect_fails("train vqvae --codes many" + out, 2, "--codes");
@@ -104,9 +104,7 @@ TEST(Cli, WrongUsageIsOneMessageAndCodeTwo) {
 TEST(Cli, BadDataIsOneMessageAndCodeOne) {
   const TempFolder folder;
   const std::string out = " --out " + (folder / "run").string();
-  const auto train_on = [&](const std::string& data) {
-    return "train vqvae --batch 2 --steps 1 --data " + data + out;
-  };
+  const auto train_on = [&](const std::string& data) { return "train vqvae --batch 2 --steps 1 --data " + data + out; };
   expect_fails("train vqvae --data fashion-mnist --data-dir " + folder.path().string() + out, 1,
                "dataset-fashion-mnist");
   folder.write("empty/readme.txt", "");
@@ -353,6 +351,9 @@ TEST(Cli, InfoAndBenchReport) {
   EXPECT_GT(json["median_ms"].get<double>(), 0);
   EXPECT_GT(json["peak_rss_mb"].get<double>(), 1);
   EXPECT_GT(json["arena_bytes"].get<double>(), 0);
+  const Outcome estimators = stopgrad("info --estimators --quantizers");
+  EXPECT_EQ(estimators.code, 0);
+  for (const char* part : {"rotation", "dz_q/dz", "2410.06424", "vq  "}) SG_EXPECT_CONTAINS(estimators.text, part);
 }
 
 }  // namespace

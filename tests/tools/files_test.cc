@@ -11,6 +11,7 @@
 #include "tools/npy.h"
 #include "tools/plot.h"
 #include "tools/run_folder.h"
+#include "tools/session.h"
 
 namespace sg::test {
 namespace {
@@ -74,11 +75,51 @@ TEST(Config, WritesEveryFieldAndReadsItBack) {
   TrainConfig config;
   config.data = "a \"quoted\" \\ folder";
   config.estimator = "rotation", config.lr = 0.1 + 0.2, config.codes = 7, config.check_finite = true, config.beta = 3;
+  config.grid = {8, 5, 5};
   const std::string text = to_toml(config);
   for (const ConfigField& field : config_fields()) SG_EXPECT_CONTAINS(text, fmt::format("\n{} = ", field.key));
   const TrainConfig back = read_config(folder.write("c.toml", text), {});
   for (const ConfigField& field : config_fields()) EXPECT_EQ(text_of(back, field), text_of(config, field)) << field.key;
   EXPECT_EQ(back.lr, 0.1 + 0.2);
+  EXPECT_EQ(back.grid, config.grid);
+}
+
+TEST(Config, SetsAFieldFromText) {
+  TrainConfig config;
+  const auto set = [&](std::string_view key, const std::string& text) {
+    set_from_text(config, *find_field(key), text);
+  };
+  set("grid", "8,5,5"), set("lr", "1e-2"), set("codes", "3"), set("shared_books", "true"), set("estimator", "rotation");
+  EXPECT_EQ(config.grid, (std::vector<std::int64_t>{8, 5, 5}));
+  EXPECT_EQ(config.lr, 1e-2);
+  EXPECT_EQ(config.codes, 3);
+  EXPECT_TRUE(config.shared_books);
+  EXPECT_EQ(config.estimator, "rotation");
+  SG_EXPECT_ERROR(usage, "--grid '8,,5'", set("grid", "8,,5"));
+  SG_EXPECT_ERROR(usage, "--codes '3.5': a whole number is needed", set("codes", "3.5"));
+  SG_EXPECT_ERROR(usage, "--lr 'fast': a number is needed", set("lr", "fast"));
+  SG_EXPECT_ERROR(usage, "--shared-books 'maybe'", set("shared_books", "maybe"));
+}
+
+// Every field of the quantizer's settings has a flag, and the flag sets that field.
+TEST(Config, ReachesTheQuantizer) {
+  TrainConfig config;
+  config.model = "vqvae", config.codes = 17, config.code_dim = 5, config.estimator = "rotation";
+  config.metric = "cosine", config.codebook = "loss", config.init = "normal", config.normal_deviation = 0.5;
+  config.ema_decay = 0.8, config.ema_eps = 1e-3, config.inner_rate = 0.3, config.revive = 2;
+  config.beta = 0.1, config.gamma = 0.2, config.origin_decay = 0.7, config.balance_commitment = true;
+  config.entropy_temperature = 0.5, config.heads = 5, config.levels = 6, config.code_width = 7;
+  config.dither = 0.4, config.grid = {3, 4}, config.scales = {1, 7}, config.steps = 123;
+  QuantizerConfig q;
+  q.codes = 17, q.dim = 5, q.estimator = "rotation", q.metric = Metric::cosine, q.codebook = CodebookUpdate::loss;
+  q.init = CodebookInit::normal, q.normal_deviation = 0.5, q.ema_decay = 0.8, q.ema_eps = 1e-3, q.inner_rate = 0.3;
+  q.revival = 2, q.beta = 0.1, q.gamma = 0.2, q.origin_decay = 0.7, q.entropy_temperature = 0.5, q.heads = 5;
+  q.levels = 6, q.code_dim = 7, q.dither = 0.4, q.grid = {3, 4}, q.scales = {1, 7};
+  const VqVaeConfig model = model_config(config, {28, 28, 1});
+  EXPECT_TRUE(model.quantizer == q);
+  EXPECT_TRUE(model.balance_commitment);
+  EXPECT_EQ(model.steps, 123);
+  EXPECT_EQ(model_config(config, {28, 28, 1}, 9).steps, 9);
 }
 
 TEST(Config, RefusesWhatItDoesNotKnow) {
@@ -104,7 +145,7 @@ TEST(Config, ValidateNamesTheFlag) {
     set(config);
     SG_EXPECT_ERROR(usage, why, validate(config));
   };
-  validate({});
+  validate(TrainConfig{});
   refused([](TrainConfig& c) { c.codes = 0; }, "--codes is 0; it must be from 1");
   refused([](TrainConfig& c) { c.code_dim = 0; }, "--code-dim");
   refused([](TrainConfig& c) { c.batch = 0; }, "--batch");
@@ -115,7 +156,11 @@ TEST(Config, ValidateNamesTheFlag) {
   refused([](TrainConfig& c) { c.ema_decay = 1; }, "--ema-decay");
   refused([](TrainConfig& c) { c.model = "vq-gan"; }, "model 'vq-gan' is unknown; choose one of: vqvae");
   refused([](TrainConfig& c) { c.estimator = "magic"; },
-          "--estimator 'magic' is unknown; choose one of: ste, rotation");
+          "--estimator: unknown estimator 'magic'; there are: ste, rotation");
+  refused([](TrainConfig& c) { c.estimator = "ste:2"; }, "--estimator: estimator 'ste:2'");
+  refused([](TrainConfig& c) { c.quantizer = "magic"; }, "--quantizer 'magic' is unknown; choose one of: vq");
+  refused([](TrainConfig& c) { c.codebook = "magic"; }, "--codebook 'magic' is unknown; choose one of: loss, ema");
+  refused([](TrainConfig& c) { c.grid = {8, 1}; }, "--grid is 1; it must be from 2");
   refused([](TrainConfig& c) { c.backend = "abacus"; }, "--backend 'abacus' is unknown; choose one of: ");
   refused([](TrainConfig& c) { c.optimizer = "lion"; }, "--optimizer");
   refused([](TrainConfig& c) { c.metric = "manhattan"; }, "--metric");

@@ -8,17 +8,43 @@
 #include "core/error.h"
 
 namespace sg::tools {
+namespace {
+
+// The parser writes a help text as it is: breaks it where a line would be too long beside the flags.
+std::string wrapped(const std::string& text) {
+  constexpr std::size_t kWidth = 90;
+  std::string out;
+  std::size_t length = 0;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t space = text.find(' ', at);
+    const std::string_view word = std::string_view(text).substr(at, space == std::string::npos ? space : space - at);
+    if (length > 0) {
+      const bool fits = length + 1 + word.size() <= kWidth;
+      out += fits ? ' ' : '\n';
+      length = fits ? length + 1 : 0;
+    }
+    out += word, length += word.size();
+    at += word.size() + 1;
+  }
+  return out;
+}
+
+}  // namespace
 
 ConfigFlags::ConfigFlags(CLI::App& command, std::vector<std::string_view> groups) {
   for (const ConfigField& field : config_fields()) {
-    if (field.key == "model" || std::find(groups.begin(), groups.end(), field.group) == groups.end()) continue;
-    std::string help(field.help);
-    if (!field.choices.empty()) help += fmt::format(": {}", CLI::detail::join(field.choices, ", "));
+    const std::string_view group = field.group.substr(0, field.group.find(" ("));
+    if (field.key == "model" || std::find(groups.begin(), groups.end(), group) == groups.end()) continue;
+    const std::string help = wrapped(field.full_help());
     CLI::Option* option = std::visit(
         [&](auto member) -> CLI::Option* {
           auto& value = values_.*member;
-          if constexpr (std::is_same_v<std::remove_reference_t<decltype(value)>, bool>)
+          using T = std::remove_reference_t<decltype(value)>;
+          if constexpr (std::is_same_v<T, bool>)
             return command.add_flag(flag_of(field), value, help);
+          else if constexpr (std::is_same_v<T, std::vector<std::int64_t>>)
+            return command.add_option_function<std::string>(
+                flag_of(field), [this, &field](const std::string& text) { set_from_text(values_, field, text); }, help);
           else
             return command.add_option(flag_of(field), value, help)->capture_default_str();
         },

@@ -22,7 +22,8 @@ void add_tape(CLI::App& app);
 void add_info(CLI::App& app);
 void add_bench(CLI::App& app);
 
-// Flags for the settings of some groups. Values given on the command line go over those of a config file or a run.
+// Flags for the settings of some groups, by the group's name up to a parenthesis. Values given on the command line go over
+// those of a config file or a run.
 class ConfigFlags {
  public:
   ConfigFlags(CLI::App& command, std::vector<std::string_view> groups);

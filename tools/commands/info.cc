@@ -1,5 +1,6 @@
 #include "backends/backends.h"
 #include "core/error.h"
+#include "models/quantizers/quantizer.h"
 #include "tools/commands/commands.h"
 #include "tools/data/dataset.h"
 
@@ -37,12 +38,42 @@ void show_info() {
   for (const auto& folder : data_search_path()) fmt::print("  {}\n", folder.string());
 }
 
+void show_estimators() {
+  for (const EstimatorDef& def : estimator_table()) {
+    std::string name = def.name, arguments;
+    for (const EstimatorParameter& p : def.parameters) {
+      name += ":" + p.name;
+      arguments += fmt::format("{}{} from {:g} to {:g}, {:g} where it is left out", arguments.empty() ? "" : "; ",
+                               p.name, p.least, p.most, p.value);
+    }
+    fmt::print("{}\n  z_q       {}\n  dz_q/dz   {}\n", name, def.formula.empty() ? "not stated" : def.formula,
+               def.jacobian.empty() ? "not stated" : def.jacobian);
+    if (!arguments.empty()) fmt::print("  arguments {}\n", arguments);
+    if (!def.source.empty()) fmt::print("  source    {}\n", def.source);
+  }
+}
+
+void show_quantizers() {
+  for (const QuantizerDef& def : quantizer_table()) fmt::print("{:<20} {}\n", def.name, def.summary);
+}
+
+struct InfoArguments {
+  bool estimators = false, quantizers = false;
+};
+
 }  // namespace
 
 void add_info(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("info", "Version, backends, threads, instruction set.");
-  command->footer("Examples:\n  stopgrad info");
-  command->callback([] { show_info(); });
+  CLI::App* command = app.add_subcommand("info", "Version, backends, threads, instruction set; what names stand for.");
+  const auto a = std::make_shared<InfoArguments>();
+  command->add_flag("--estimators", a->estimators, "what --estimator may be, with formula, Jacobian and source");
+  command->add_flag("--quantizers", a->quantizers, "what --quantizer may be");
+  command->footer("Examples:\n  stopgrad info\n  stopgrad info --estimators");
+  command->callback([a] {
+    if (a->estimators) show_estimators();
+    if (a->quantizers) show_quantizers();
+    if (!a->estimators && !a->quantizers) show_info();
+  });
 }
 
 }  // namespace sg::tools
