@@ -159,10 +159,10 @@ std::vector<EstimatorDef> by_distance() {
       row("sf-diveq", "z + |c-z| sg[(1-t) f] + |c'-z| sg[t f'], c, c' consecutive codes, t ~ U(0,1), f, f' as in diveq",
           "I - (1-t) fd^T - t f'd'^T; (1-t) fd^T in c, t f'd'^T in c'", "2509.26469; 2410.20573",
           [](const Lookup& l) {
+            const Value t = segment_positions(l);
             // The last code starts no segment; an index that `assign` did not draw may name it.
             const Value i = minimum(l.indices, static_cast<double>(l.codes.shape()[0] - 2));
-            return sf_diveq(l.z, gather_rows(segment_starts(l), i), gather_rows(segment_ends(l), i),
-                            gather_rows(segment_positions(l), i),
+            return sf_diveq(l.z, gather_rows(segment_starts(l), i), gather_rows(segment_ends(l), i), gather_rows(t, i),
                             std::sqrt(l.arguments[0]) * normal_like(l, "sf-diveq"));
           },
           {{"variance", 1e-3, 0, 100}}),
@@ -174,8 +174,8 @@ std::vector<EstimatorDef> by_distance() {
   // The segment whose point c + t (c' - c) is nearest; it counts as its first code.
   rows.back().assign = [](const Lookup& l) {
     if (!l.random) return nearest_code(l.z, l.codes);
-    const Value starts = segment_starts(l);
-    return nearest_code(l.z, starts + segment_positions(l) * (segment_ends(l) - starts));
+    const Value t = segment_positions(l), starts = segment_starts(l);
+    return nearest_code(l.z, starts + t * (segment_ends(l) - starts));
   };
   return rows;
 }

@@ -120,8 +120,8 @@ Value index_backpropagation(Value z, Value q, Value codes, double tau);
 
 // ---- by a term of the loss
 //
-// Scalars of forward value 0 that are added to `loss`, a function of z_q on the same tape. Parameters get nothing by
-// them.
+// Scalars of forward value 0 that are added to `loss`, a function of z_q on the same tape. z_q may be the rows in
+// another shape, such as a map (N,H,W,D). Parameters get nothing by them but through z.
 
 // To go with straight_through: the encoder gets g + H(q)(z - q) where it got g = dL/dz_q, H the Hessian of the loss in
 // z_q, by a double backward. (2410.06424, section 3)
