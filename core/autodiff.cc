@@ -148,16 +148,11 @@ std::string state_of(const Tape& tape, const std::vector<std::int32_t>& cuts) {
 // hands to one input; add, sub and aliases of the same extents hand on what they get, so that cancelling terms meet.
 class FlowsToLoss {
  public:
-  FlowsToLoss(const Tape& tape, std::int32_t loss) : tape_(tape), flows_(ix(loss) + 1), sets_(1), loss_(loss) {
-    const auto instrs = tape.instrs();
-    const std::int32_t last = tape.producer(loss);
-    zero_.assign(ix(loss) + 1, 0);
-    for (std::int32_t i = 0; i <= last; ++i)
-      for (std::int32_t v : instrs[ix(i)].outputs)
-        if (v <= loss) zero_[ix(v)] = is_zero(instrs[ix(i)]);
+  FlowsToLoss(const Tape& tape, std::int32_t loss)
+      : tape_(tape), flows_(ix(loss) + 1), zero_(known_zeros(tape)), sets_(1), loss_(loss) {
     flow(loss).used = true;
     if (is_real(tape.type(loss).dtype)) flow(loss).terms = {{-1, 1}}, flow(loss).arrives = true;
-    for (std::int32_t i = last; i >= 0; --i) pass(i);
+    for (std::int32_t i = tape.producer(loss); i >= 0; --i) pass(i);
   }
 
   GradientFlow at(std::int32_t value) const {
@@ -188,22 +183,6 @@ class FlowsToLoss {
   Flow& flow(std::int32_t value) { return flows_[ix(value)]; }
   std::int64_t symbol(std::int32_t instr, std::size_t input) {
     return static_cast<std::int64_t>(instr) << 16 | static_cast<std::int64_t>(input);
-  }
-
-  // Whether every element is 0, whatever is fed: a constant, and what moving or multiplying makes of it.
-  bool is_zero(const Instr& instr) const {
-    const OpDef& def = op_def(instr.op);
-    const auto zero = [&](std::size_t k) { return zero_[ix(instr.inputs[k])] != 0; };
-    if (def.role == Role::constant) {
-      if (instr.attrs.has("value")) return instr.attrs.d("value") == 0;
-      const Tensor& t = tape_.constant_tensor(instr.attrs.i("tensor"));
-      for (std::int64_t i = 0; i < t.elements(); ++i)
-        if (t.at(i) != 0) return false;
-      return t.elements() > 0;
-    }
-    if (def.role == Role::mul) return zero(0) || zero(1);
-    return (def.role == Role::stop_gradient || def.role == Role::alias || (def.moves && instr.inputs.size() == 1)) &&
-           zero(0);
   }
 
   // The set with the members of both.
@@ -281,9 +260,9 @@ class FlowsToLoss {
   }
 
   const Tape& tape_;
-  std::vector<Flow> flows_;                       // per value up to the loss
-  std::vector<char> zero_;                        // per value: is_zero
-  std::deque<std::vector<std::int32_t>> sets_;    // sorted; set 0 is empty
+  std::vector<Flow> flows_;                     // per value up to the loss
+  std::vector<char> zero_;                      // per value: known_zeros
+  std::deque<std::vector<std::int32_t>> sets_;  // sorted; set 0 is empty
   std::unordered_map<std::int32_t, std::int32_t> singles_;
   std::int32_t loss_;
 };
@@ -364,6 +343,25 @@ std::vector<Value> gradients(Value loss, std::initializer_list<Value> wrt, IfUnr
 
 Value gradient(Value loss, Value wrt, IfUnreachable policy, Loc loc) {
   return gradients(loss, std::span<const Value>(&wrt, 1), policy, loc)[0];
+}
+
+std::vector<char> known_zeros(const Tape& tape) {
+  std::vector<char> zero(static_cast<std::size_t>(tape.value_count()), 0);
+  const auto all_zero = [&](const Instr& instr) {
+    if (instr.attrs.has("value")) return instr.attrs.d("value") == 0;
+    const Tensor& t = tape.constant_tensor(instr.attrs.i("tensor"));
+    for (std::int64_t i = 0; i < t.elements(); ++i)
+      if (t.at(i) != 0) return false;
+    return true;
+  };
+  for (const Instr& instr : tape.instrs()) {
+    const OpDef& def = op_def(instr.op);
+    const auto in = [&](std::size_t k) { return zero[static_cast<std::size_t>(instr.inputs[k])] != 0; };
+    const bool keeps = def.role == Role::stop_gradient || def.role == Role::alias || (def.moves && def.arity == 1);
+    if (def.role == Role::constant ? all_zero(instr) : def.role == Role::mul ? in(0) || in(1) : keeps && in(0))
+      zero[static_cast<std::size_t>(instr.outputs[0])] = 1;
+  }
+  return zero;
 }
 
 GradientFlow gradient_flow(Value loss, Value wrt) { return gradient_flows(loss, std::span(&wrt, 1))[0]; }

@@ -41,4 +41,7 @@ GradientFlow gradient_flow(Value loss, Value wrt);
 // Of one loss to many values, by one reverse pass over the tape.
 std::vector<GradientFlow> gradient_flows(Value loss, std::span<const Value> wrt);
 
+// Per value, whether all its elements are 0 whatever is fed: constants, and what moving or multiplying makes of them.
+std::vector<char> known_zeros(const Tape& tape);
+
 }  // namespace sg

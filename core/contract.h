@@ -14,7 +14,8 @@ Tensor jacobian(Value y, Value x, Backend& reference);
 // d z_q / d z equals g to within tolerance * max(1, |wanted|). z (N,D) and z_q (N,E) on one tape; g is (E,D), the same
 // for each row, or (N,E,D), one per row, or (N*E,N*D); in the first two, rows do not depend on each other.
 // Error{contract}: the first entry that differs, wanted and got, how many differ and the largest error, and the path
-// that the gradient takes, with each instruction that cuts it. Error{shape}: g fits no such form.
+// that the gradient takes, with each instruction that cuts it. Error{shape}: g fits no such form. Error{dtype}: values
+// in f32 under a tolerance below 1e-6, which rounding alone would break.
 void expect_jacobian(Value z_q, Value z, const Tensor& g, Backend& reference, double tolerance = 1e-10,
                      Loc loc = Loc::current());
 

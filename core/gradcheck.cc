@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/autodiff.h"
+#include "core/contract.h"
 #include "core/philox.h"
 #include "core/program.h"
 
@@ -177,24 +178,10 @@ GradcheckResult gradcheck(const GraphFn& f, std::span<const Tensor> inputs, Back
 Tensor jacobian(const GraphFn& f, std::span<const Tensor> inputs, std::size_t wrt, Backend& reference) {
   if (wrt >= inputs.size() || !is_real(inputs[wrt].dtype()))
     fail(ErrorKind::usage, "jacobian: input {} is not a real one of {} inputs", wrt, inputs.size());
-  Recorded r;
-  for (std::size_t i = 0; i < inputs.size(); ++i) r.add_input(i, inputs[i]);
-  const Value y = f(r.tape, r.inputs);
-  const Value u = r.tape.input("cotangent", y.type());
-  const Value g = vjp(std::span(&y, 1), std::span(&u, 1), std::span(&r.inputs[wrt], 1), IfUnreachable::zero)[0];
-  Program p = compile(r.tape, {g}, reference, plain_options());
-  r.feed(p, r.at);
-  const std::int64_t rows = y.shape().elements(), columns = g.shape().elements();
-  Tensor result({DType::f64, {rows, columns}}), unit(y.type());
-  for (std::int64_t i = 0; i < rows; ++i) {
-    unit.set(i, 1);
-    p.feed("cotangent", unit);
-    p.run();
-    const Tensor row = p.fetch(g);
-    for (std::int64_t j = 0; j < columns; ++j) result.set(i * columns + j, row.at(j));
-    unit.set(i, 0);
-  }
-  return result;
+  Tape tape;
+  std::vector<Value> values;
+  for (const Tensor& x : inputs) values.push_back(tape.constant(is_real(x.dtype()) ? x.cast(DType::f64) : x));
+  return jacobian(f(tape, values), values[wrt], reference);
 }
 
 }  // namespace sg
