@@ -117,7 +117,8 @@ void record_case(CaseGraph& graph, const Case& c, std::span<const Tensor> inputs
   const Value loss = sum(graph.cotangent * graph.output);
   std::vector<Value> reached;
   for (std::size_t i = 0; i < inputs.size(); ++i)
-    if (is_real(inputs[i].dtype()) && gradient_flow(loss, graph.inputs[i]).state == GradientFlow::State::live) {
+    const auto state = gradient_flow(loss, graph.inputs[i]).state;
+    if (state == GradientFlow::State::live || state == GradientFlow::State::zero) {
       reached.push_back(graph.inputs[i]);
       graph.wrt.push_back(i);
     }
