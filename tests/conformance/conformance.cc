@@ -116,12 +116,12 @@ void record_case(CaseGraph& graph, const Case& c, std::span<const Tensor> inputs
   graph.cotangent = graph.tape.input("u", graph.output.type());
   const Value loss = sum(graph.cotangent * graph.output);
   std::vector<Value> reached;
-  for (std::size_t i = 0; i < inputs.size(); ++i)
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
     const auto state = gradient_flow(loss, graph.inputs[i]).state;
-    if (state == GradientFlow::State::live || state == GradientFlow::State::zero) {
-      reached.push_back(graph.inputs[i]);
-      graph.wrt.push_back(i);
-    }
+    if (state != GradientFlow::State::live && state != GradientFlow::State::zero) continue;
+    reached.push_back(graph.inputs[i]);
+    graph.wrt.push_back(i);
+  }
   // zero: a rule may send nothing to an input that its op is called smooth in (the second of relu_grad).
   if (!reached.empty()) graph.gradients = gradients(loss, reached, IfUnreachable::zero);
 }
