@@ -91,6 +91,7 @@ int run_program(int argc, const char* const* argv) {
   add_tape(app);
   add_info(app);
   add_bench(app);
+  add_probe(app);
   try {
     if (argc > 1 && argv[1][0] != '-') {
       std::vector<std::string> names;
