@@ -59,7 +59,7 @@ struct ProbeOptions {
 //   shift_change, shift_cosine           with a shift only: G' is the gradient where all of z, codes and origin are
 //                                        moved by one vector before the estimator and back after it: |G' - G| / |G|,
 //                                        cos(G', G). The vector's length is `shift` times the mean of |z|, its
-//                                        elements are equal.
+//                                        elements are equal. Estimators that draw, draw anew for G'.
 struct ProbeRow {
   std::string name;
   std::vector<NamedValue> numbers;
