@@ -39,7 +39,8 @@ Audit audit_of(const VqVaeConfig& config) {
 
 TEST(ShippedModels, RaiseNoAlarmWithAnyEstimator) {
   int audited = 0;
-  for (const std::string& name : estimator_names())
+  for (const std::string& name : estimator_names()) {
+    if (estimator_by_name(name).def.needs_origin) continue;  // no quantizer keeps a running mean yet
     for (const CodebookUpdate update : {CodebookUpdate::loss, CodebookUpdate::ema}) {
       SCOPED_TRACE(name + ", " + std::string(to_string(update)));
       VqVaeConfig c = small();
@@ -48,6 +49,7 @@ TEST(ShippedModels, RaiseNoAlarmWithAnyEstimator) {
       audit_of(c);
       ++audited;
     }
+  }
   EXPECT_GT(audited, 10);
 }
 
