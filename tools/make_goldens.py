@@ -3,10 +3,10 @@
 
     python3 tools/make_goldens.py [--out tests/goldens] [--only vqvae_ten_steps|estimators|ops]
 
-Needs PyTorch >= 2 and NumPy; about two minutes on one core. Nothing random: initial weights and batches come from
-Philox, keyed as described at `weights` and `images`, and goldens_test.cc computes the same numbers from
-core/philox.h, so that neither is stored. Run it again only where a definition changes; a golden that moves otherwise
-is a finding.
+Needs PyTorch >= 2, NumPy and vector-quantize-pytorch; about two minutes on one core. Nothing random: initial weights and
+batches come from Philox, keyed as described at `weights` and `images`, and goldens_test.cc computes the same numbers
+from core/philox.h, so that neither is stored. Run it again only where a definition changes; a golden that moves
+otherwise is a finding.
 """
 import argparse
 import json
@@ -16,6 +16,7 @@ import os
 import numpy as np
 import torch
 import torch.nn.functional as F
+from vector_quantize_pytorch import vector_quantize_pytorch
 
 import torch_vqvae
 from philox import uniforms
@@ -195,10 +196,172 @@ def rotation(z, q):
     return apply_scaled(z, q, eye - 2 * outer(w, w) + 2 * outer(v, u))
 
 
+def released_rotation(z, q):
+    """As the code of the paper's tables 3 and 4 has it: the rotation applied to z/|z|, which is not detached."""
+    u = unit(z)
+    v = unit(q)
+    w = unit(u + v)
+    eye = torch.eye(z.shape[-1], dtype=z.dtype)
+    matrix = (eye - 2 * outer(w, w) + 2 * outer(v, u)).detach()
+    return (matrix @ u.unsqueeze(-1)).squeeze(-1) * q.norm(dim=-1, keepdim=True).detach()
+
+
+def rotation_matrix(z, q):
+    u, v = unit(z.detach()), unit(q.detach())
+    w = unit(u + v)
+    return torch.eye(z.shape[-1], dtype=z.dtype) - 2 * outer(w, w) + 2 * outer(v, u)
+
+
+def by_matrix(z, q, g, b=1.0):
+    """G z + b (q - G z) detached."""
+    gz = (g.detach() @ z.unsqueeze(-1)).squeeze(-1)
+    return gz + b * (q - gz).detach()
+
+
 def reflection(z, q):
     """G z with G = (|q|/|z|) (I - 2 r r^T) formed as a matrix for each row."""
     r = unit(unit(z.detach()) - unit(q))
     return apply_scaled(z, q, torch.eye(z.shape[-1], dtype=z.dtype) - 2 * outer(r, r))
+
+
+def length(x):
+    return x.norm(dim=-1, keepdim=True)
+
+
+def two_parameter(z, q, a, b):
+    scale = (length(q) / length(z)).unsqueeze(-1)
+    return by_matrix(z, q, scale**a * rotation_matrix(z, q), b)
+
+
+def radius(z, q, a):
+    r = length(q - z)**a
+    return z + r * ((q - z) / r).detach()
+
+
+def towards(z, q, noise):
+    return length(q - z) * unit(q - z + noise).detach()
+
+
+def low_rank(z, q, u, v):
+    return by_matrix(z, q, torch.eye(z.shape[-1], dtype=z.dtype) + u @ v.transpose(-1, -2))
+
+
+def centred(z, q, origin):
+    origin = origin.detach()
+    scale = (length(q - origin) / length(z - origin)).unsqueeze(-1)
+    g = (scale * rotation_matrix(z - origin, q - origin)).detach()
+    moved = (g @ (z - origin).unsqueeze(-1)).squeeze(-1)
+    return moved + (q - moved).detach()
+
+
+def choose(pi, codes, chosen):
+    return (F.one_hot(chosen, len(codes)).to(pi.dtype) + pi - pi.detach()) @ codes
+
+
+def squared_distances(z, codes):
+    return (z.unsqueeze(1) - codes).pow(2).sum(-1)
+
+
+def gumbel(z, codes, noise, chosen, tau):
+    return choose(F.softmax((noise.detach() - squared_distances(z, codes)) / tau, -1), codes, chosen)
+
+
+def soft_one_hot(z, codes, chosen, tau):
+    return choose(F.softmax(-squared_distances(z, codes) / tau, -1), codes, chosen)
+
+
+def reinmax(z, codes, chosen, tau):
+    """Algorithm 2 of the paper: y = p2 - p2.detach() + onehot."""
+    logits = -squared_distances(z, codes)
+    onehot = F.one_hot(chosen, len(codes)).to(z.dtype)
+    p1 = (onehot + F.softmax(logits / tau, -1)) / 2
+    p1 = F.softmax((torch.log(p1) - logits).detach() + logits, -1)
+    return choose(2 * p1 - 0.5 * F.softmax(logits, -1), codes, chosen)
+
+
+def ibq(z, codes, chosen, tau):
+    return choose(F.softmax(z @ codes.T / tau, -1), codes, chosen)
+
+
+def decoder_loss(x, w):
+    return torch.tanh(x @ w).pow(2).sum() + (x @ w).pow(3).sum() / 8
+
+
+def second_order(z, q, w):
+    """The straight-through loss plus <(H(q) (z - q)).detach(), z>, less that term's value."""
+    second = torch.autograd.functional.hvp(lambda x: decoder_loss(x, w.detach()), q.detach(), (z - q).detach())[1]
+    term = (second.detach() * z).sum()
+    return decoder_loss(torch_vqvae.straight_through(z, q), w) + term - term.detach()
+
+
+def exact(z, q, w):
+    """The loss at q for w, and at z for z."""
+    other = decoder_loss(z, w.detach())
+    return decoder_loss(q.detach(), w) + other - other.detach()
+
+
+def rows_of(z, q):
+    """(golden, name and arguments in the estimator table, function of z and q)."""
+    mean_ratio = (length(q).mean() / length(z).mean()).item()
+    vqp = "vector_quantize_pytorch."
+    return [
+        ("ste", "ste", lambda z, q: torch_vqvae.straight_through(z, q)),
+        (vqp + "straight_through", "ste", lambda z, q: vector_quantize_pytorch.straight_through(z, q)),
+        ("rotation", "rotation", rotation),
+        (vqp + "rotate_to", "rotation", lambda z, q: vector_quantize_pytorch.rotate_to(z, q)),
+        ("g-dense", "g-dense", rotation),
+        ("rotation-released", "rotation-released", released_rotation),
+        ("rotation-corrected", "rotation-corrected", lambda z, q: by_matrix(z, q, rotation_matrix(z, q))),
+        ("g-low-rank", "g-low-rank", lambda z, q: by_matrix(z, q, rotation_matrix(z, q))),
+        ("rotation-inverse", "rotation-inverse:4",
+         lambda z, q: by_matrix(z, q, rotation_matrix(z, q) / (4 * length(q - z)**2).unsqueeze(-1))),
+        ("two-parameter", "two-parameter:0.5:1", lambda z, q: two_parameter(z, q, 0.5, 1.0)),
+        ("two-parameter, another forward", "two-parameter:0.5:0.25", lambda z, q: two_parameter(z, q, 0.5, 0.25)),
+        ("reflection", "reflection", reflection),
+        ("g-scalar", "g-scalar", lambda z, q: mean_ratio * z + (q - mean_ratio * z).detach()),
+        ("g-diagonal", "g-diagonal",
+         lambda z, q: torch_vqvae.straight_through((length(q) / length(z)).detach() * z, q)),
+        ("sync", "sync:0.5", lambda z, q: z + (q - z).detach() + 0.5 * (q - q.detach())),
+        ("radius, a = 1/2", "radius:0.5", lambda z, q: radius(z, q, 0.5)),
+        ("radius, a = 2", "radius:2", lambda z, q: radius(z, q, 2)),
+        ("diveq-detach", "diveq-detach", lambda z, q: radius(z, q, 1)),
+    ]
+
+
+def estimator_cases():
+    """(function, attributes, inputs by name, integer inputs by name, function of all): more than two rows."""
+    n, k, d = 6, 7, 5
+    stream = iter(range(4, 100))
+
+    def g(*shape, scale=1.5):
+        return grid(next(stream), shape, scale)
+
+    z, q, codes = g(n, d), g(n, d), g(k, d, scale=0.75)
+    chosen = dict(chosen=torch.tensor([2, 0, 6, 2, 5, 3]))
+    yield "g_low_rank", {}, dict(z=z, q=q, u=g(d, 2), v=g(d, 2)), {}, low_rank
+    yield "g_low_rank", {}, dict(z=z, q=q, u=g(n, d, 3), v=g(n, d, 3)), {}, low_rank
+    yield "g_matrix", {}, dict(z=z, q=q, g=g(n, d, d)), {}, by_matrix
+    yield "centred_rotation", {}, dict(z=z, q=q, origin=g(d)), {}, centred
+    yield ("nsvq", {}, dict(z=z, q=q, noise=g(n, d)), {},
+           lambda z, q, noise: z + length(q - z) * unit(noise).detach())
+    yield "diveq", {}, dict(z=z, q=q, noise=g(n, d, scale=0.125)), {}, lambda z, q, noise: z + towards(z, q, noise)
+    yield ("sf_diveq", {}, dict(z=z, q=q, q_next=g(n, d), t=(g(n, 1) + 1.5) / 3, noise=g(n, d, scale=0.125)), {},
+           lambda z, q, q_next, t, noise: z + ((1 - t) * unit(q - z + noise)).detach() * length(q - z) +
+           (t * unit(q_next - z + noise)).detach() * length(q_next - z))
+    yield "soft_one_hot", dict(tau=0.75), dict(z=z, codes=codes, noise=g(n, k)), chosen, gumbel
+    yield "soft_one_hot", dict(tau=1.5), dict(z=z, codes=codes), chosen, soft_one_hot
+    yield "reinmax", dict(tau=1.25), dict(z=z, codes=codes), chosen, reinmax
+    yield "index_backpropagation", dict(tau=1.25), dict(z=z, codes=codes), chosen, ibq
+    yield "hessian_term", {}, dict(z=z, q=q, w=g(d, 3, scale=0.5)), {}, second_order
+    yield "exact_gradient_term", {}, dict(z=z, q=q, w=g(d, 3, scale=0.5)), {}, exact
+
+
+def run_case(function, inputs, integers, attrs, cotangent, dtype=torch.float64):
+    """Output, and the gradient of sum(cotangent * output) in each input, zero where none arrives."""
+    leaves = {name: x.to(dtype, copy=True).requires_grad_() for name, x in inputs.items()}
+    out = function(**leaves, **integers, **attrs)
+    grads = torch.autograd.grad(out, list(leaves.values()), cotangent(out).to(dtype), allow_unused=True)
+    return out, {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(leaves.items(), grads)}
 
 
 def estimators():
@@ -213,14 +376,27 @@ def estimators():
     z[5] *= 2.0**-10
     q[5] *= 2.0**-10
     cases = {}
-    for name, estimator in (("ste", torch_vqvae.straight_through), ("rotation", rotation), ("reflection", reflection)):
-        leaf = z.clone().requires_grad_()
-        out = estimator(leaf, q)
-        out.backward(g)
-        cases[name] = dict(forward=array(out), gradient=array(leaf.grad))
-    return dict(about="z_q and J^T g of PyTorch's autograd in float64, J = d z_q / d z. Row 1: q almost parallel to z, "
-                      "2: almost opposite, 3 and 4: lengths 1000:1 and 1:1000, 5: both short.",
-                torch=torch.__version__, z=array(z), q=array(q), g=array(g), estimators=cases)
+    for golden, name, estimator in rows_of(z, q):
+        out, grads = run_case(estimator, dict(z=z, q=q), {}, {}, lambda _: g)
+        _, rounded = run_case(estimator, dict(z=z, q=q), {}, {}, lambda _: g, torch.float32)
+        sizes = grads["z"].abs().amax(1)
+        lost = ((rounded["z"].double() - grads["z"]).abs().amax(1) / sizes > 2e-6).nonzero().flatten().tolist()
+        cases[golden] = dict(estimator=name, lost_in_float32=lost, forward=array(out), gradient=array(grads["z"]),
+                             gradient_in_q=array(grads["q"]))
+    functions = []
+    for number, (function, attrs, inputs, integers, f) in enumerate(estimator_cases()):
+        cotangent = grid(60000 + number, (n, d))
+        out, grads = run_case(f, inputs, integers, attrs,
+                              lambda out: cotangent if out.dim() else torch.ones((), dtype=out.dtype))
+        functions.append(dict(function=function, attrs=attrs, inputs={name: array(x) for name, x in inputs.items()},
+                              integers={name: array(x) for name, x in integers.items()}, cotangent=array(cotangent),
+                              output=array(out), gradients={name: array(x) for name, x in grads.items()}))
+    return dict(about="z_q and J^T g of PyTorch's autograd in float64, J = d z_q / d z, and the same in q. Row 1: q almost "
+                      "parallel to z, 2: almost opposite, 3 and 4: lengths 1000:1 and 1:1000, 5: both short. "
+                      "lost_in_float32: rows whose gradient PyTorch itself gets wrong by more than 2e-6 in float32. "
+                      "functions: estimators of more than z and q; gradients of sum(cotangent * output), or of the "
+                      "output where it is a scalar.",
+                torch=torch.__version__, z=array(z), q=array(q), g=array(g), estimators=cases, functions=functions)
 
 
 # ---- ops ------------------------------------------------------------------------------------------------------------
