@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "backends/cpu/lowering.h"
+#include "backends/cpu/row_jit.h"
 #include "core/row_program.h"
 
 namespace sg::cpu {
@@ -367,10 +368,86 @@ class RowProgramStep final : public Step {
   Interpreter<T> interpreter_;
 };
 
+// The same by generated code, a block at a time.
+class GeneratedStep final : public Step {
+ public:
+  GeneratedStep(LowerCtx& ctx, const RowProgram& program, std::unique_ptr<RowJit> code)
+      : p_(program), code_(std::move(code)) {
+    chunks_ = std::min(code_->blocks(), kMaxChunks);
+    per_chunk_ = ceil_div(code_->blocks(), chunks_);
+    chunks_ = ceil_div(code_->blocks(), per_chunk_);
+    constexpr Index kParallelWork = 262144;  // elements times ops that are worth waking a thread for
+    threads_ = p_.rows * p_.columns * static_cast<Index>(p_.code.size()) < kParallelWork ? 1 : omp_get_max_threads();
+    thread_bytes_ = align64(code_->scratch_bytes());
+    fold_bytes_ = align64(code_->fold_doubles() * sizeof(double));
+    scratch_ = Scratch(ctx, thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunks_));
+    for (std::size_t i = 0; i < p_.code.size(); ++i)
+      if (p_.code[i].kind == Kind::reduce_columns || p_.code[i].kind == Kind::reduce_all) {
+        const int out = p_.code[i].out;
+        const auto k = std::find(p_.outputs.begin(), p_.outputs.end(), out) - p_.outputs.begin();
+        sums_.push_back({code_->fold_of(i), p_.extent(p_.registers[ix(out)].layout),
+                         static_cast<float*>(ctx.data(ctx.instr().outputs[ix(k)]))});
+      }
+  }
+
+  void run() override {
+    const int threads = std::min<int>(static_cast<int>(threads_), omp_get_max_threads());
+    if (threads == 1 || chunks_ == 1) {
+      for (Index c = 0; c < chunks_; ++c) run_chunk(c, 0);
+    } else {
+#pragma omp parallel for schedule(static) num_threads(threads)
+      for (Index c = 0; c < chunks_; ++c) run_chunk(c, omp_get_thread_num());
+    }
+    for (const Sum& sum : sums_)
+      for (Index k = 0; k < sum.count; ++k) {
+        double s = 0;
+        for (Index c = 0; c < chunks_; ++c) s += folds(c)[sum.offset + ix(k)];
+        sum.out[k] = static_cast<float>(s);
+      }
+  }
+
+  std::string detail() const override {
+    return fmt::format("{} x {}, {} ops, {}: {}", p_.rows, p_.columns, p_.code.size(), code_->detail(), p_.formula());
+  }
+
+ private:
+  struct Sum {
+    std::size_t offset;
+    Index count;
+    float* out;
+  };
+  double* folds(Index chunk) const {
+    return scratch_.at<double>(thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunk));
+  }
+  void run_chunk(Index chunk, int thread) const {
+    std::fill_n(folds(chunk), code_->fold_doubles(), 0.0);
+    const Index end = std::min(code_->blocks(), (chunk + 1) * per_chunk_);
+    for (Index b = chunk * per_chunk_; b < end; ++b)
+      code_->run(b, scratch_.at<std::byte>(thread_bytes_ * ix(thread)), folds(chunk));
+  }
+
+  const RowProgram p_;
+  std::unique_ptr<RowJit> code_;
+  Index chunks_ = 1, per_chunk_ = 1, threads_ = 1;
+  std::size_t thread_bytes_ = 0, fold_bytes_ = 0;
+  Scratch scratch_;
+  std::vector<Sum> sums_;
+};
+
+std::unique_ptr<RowJit> generate(LowerCtx& ctx, const RowProgram& program) {
+  RowMemory memory{std::vector<std::byte*>(program.registers.size(), nullptr)};
+  for (int i = 0; i < program.inputs; ++i)
+    memory.base[ix(i)] = static_cast<std::byte*>(ctx.data(ctx.instr().inputs[ix(i)]));
+  for (std::size_t k = 0; k < program.outputs.size(); ++k)
+    memory.base[ix(program.outputs[k])] = static_cast<std::byte*>(ctx.data(ctx.instr().outputs[k]));
+  return RowJit::make(program, memory);
+}
+
 }  // namespace
 
 StepPtr lower_row_program(LowerCtx& ctx, int) {
   const RowProgram& program = ctx.tape().row_program(ctx.attrs().i("program"));
+  if (auto code = generate(ctx, program)) return std::make_unique<GeneratedStep>(ctx, program, std::move(code));
   const bool wide = std::any_of(program.registers.begin(), program.registers.end(),
                                 [](const auto& r) { return r.dtype == DType::f64; });
   if (wide) return std::make_unique<RowProgramStep<double>>(ctx, program);

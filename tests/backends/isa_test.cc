@@ -68,6 +68,7 @@ TEST(Isa, VectorFunctionsAreWithinTheirUlp) {
       {"erf", erf, [](double x) { return std::erf(x); }, 2.5},
       {"sigmoid", sigmoid, [](double x) { return 1 / (1 + std::exp(-x)); }, 2.5},
       {"softplus", softplus, [](double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }, 3.0},
+      {"acos", acos, [](double x) { return std::acos(x); }, 1.5},
       {"rsqrt", rsqrt, [](double x) { return 1 / std::sqrt(x); }, 1.6},
   };
   std::vector<float> points;

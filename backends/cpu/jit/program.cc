@@ -1,0 +1,154 @@
+// A row program as generated code: which value is computed in which pass over a row, and what is kept where between
+// them.
+#include "backends/cpu/jit/program.h"
+
+#include <algorithm>
+
+#include "backends/cpu/jit/generator.h"
+
+namespace sg::cpu::jit {
+namespace {
+
+constexpr std::int64_t kStretch = 2048;     // columns of a block of a program of one row
+constexpr std::int64_t kMaxColumns = 4096;  // longer rows would lose digits in f32 sums, and leave the cache
+
+Plan make_plan(const RowProgram& p, const RowMemory& memory, bool wide) {
+  Plan plan;
+  plan.program = &p;
+  plan.wide = wide;
+  plan.lanes = wide ? 16 : 8;
+  plan.flat = p.rows == 1;
+  plan.columns = plan.flat ? std::min(p.columns, kStretch) : p.columns;
+  plan.base = memory.base;
+  if (!plan.flat && p.columns > kMaxColumns) throw NotGenerated{};
+  const std::size_t registers = p.registers.size(), ops = p.code.size();
+  plan.op_of.assign(registers, -1);
+  plan.store_phase.assign(registers, -1), plan.last_phase.assign(registers, -1);
+  plan.store_last.assign(registers, false);
+  plan.aside.assign(registers, -1), plan.row_buffer.assign(registers, -1);
+  plan.column_sum.assign(ops, -1), plan.fold.assign(ops, -1);
+  for (const auto& r : p.registers)
+    if (r.dtype == DType::f64) throw NotGenerated{};
+
+  std::vector<int> ready(registers, 0);  // phase from which a register can be read
+  for (std::size_t i = 0; i < ops; ++i) {
+    const RowProgram::Op& op = p.code[i];
+    const RowKernel kernel = row_kernel(op.op);
+    const Layout out = p.registers[ix(op.out)].layout, in = p.registers[ix(op.in[0])].layout;
+    const bool fits = op.kind == Kind::elementwise  ? (out == Layout::full || out == Layout::row) && generated(kernel)
+                      : op.kind == Kind::expand     ? out == Layout::full
+                      : op.kind == Kind::reduce_row ? in == Layout::full && out == Layout::row
+                      : op.kind == Kind::reduce_columns ? in == Layout::full && !plan.flat
+                                                        : in == Layout::full || (in == Layout::row && !plan.flat);
+    if (!fits || (plan.flat && op.kind == Kind::reduce_row)) throw NotGenerated{};
+    int phase = 0;
+    for (const int r : op.in) phase = std::max(phase, ready[ix(r)]);
+    for (const int r : op.in) plan.last_phase[ix(r)] = std::max(plan.last_phase[ix(r)], phase);
+    plan.kernels.push_back(kernel);
+    plan.phase.push_back(phase);
+    plan.op_of[ix(op.out)] = static_cast<int>(i);
+    ready[ix(op.out)] = op.kind == Kind::reduce_row ? phase + 1 : phase;
+    plan.phases = std::max(plan.phases, ready[ix(op.out)] + 1);
+    if (op.kind == Kind::reduce_columns || op.kind == Kind::reduce_all) {
+      plan.fold[i] = static_cast<std::int64_t>(plan.folds);
+      plan.folds += op.kind == Kind::reduce_columns ? ix(round_up(p.columns, 16)) : 8;
+    }
+  }
+  // An output over an input waits until the input was read for the last time.
+  for (const int r : p.outputs) {
+    if (plan.op_of[ix(r)] < 0) throw NotGenerated{};
+    if (p.registers[ix(r)].layout != Layout::full) continue;
+    int phase = plan.phase[ix(plan.op_of[ix(r)])];
+    for (int i = 0; i < p.inputs; ++i)
+      if (plan.base[ix(i)] == plan.base[ix(r)]) {
+        plan.store_last[ix(r)] = true;
+        phase = std::max(phase, plan.last_phase[ix(i)]);
+      }
+    plan.store_phase[ix(r)] = phase;
+  }
+  const std::int64_t block_rows = plan.flat ? 1 : plan.lanes;
+  plan.aside_row = round_up(plan.columns, plan.lanes) * 4;
+  for (std::size_t r = 0; r < registers; ++r) {
+    const int op = plan.op_of[r];
+    if (op < 0) continue;
+    const Layout layout = p.registers[r].layout;
+    if (layout == Layout::row) {
+      plan.row_buffer[r] = static_cast<std::int64_t>(plan.scratch);
+      plan.scratch += 64;
+    } else if (layout == Layout::full) {
+      const int made = plan.phase[ix(op)];
+      const bool in_memory = plan.store_phase[r] == made;
+      if ((plan.last_phase[r] > made && !in_memory) || plan.store_phase[r] > made) {
+        plan.aside[r] = static_cast<std::int64_t>(plan.scratch);
+        plan.scratch += ix(plan.aside_row * block_rows);
+      }
+    }
+  }
+  for (std::size_t i = 0; i < ops; ++i)
+    if (p.code[i].kind == Kind::reduce_columns) {
+      plan.column_sum[i] = static_cast<std::int64_t>(plan.scratch);
+      plan.scratch += align64(ix(plan.aside_row));
+    }
+  plan.scratch = align64(plan.scratch);
+  if (plan.scratch > (std::size_t{1} << 19)) throw NotGenerated{};
+  // The median of the arrays' addresses: constants and variables may lie far from the arena.
+  std::vector<std::byte*> all;
+  for (std::byte* b : plan.base)
+    if (b != nullptr) all.push_back(b);
+  std::sort(all.begin(), all.end());
+  plan.common = all.empty() ? nullptr : all[all.size() / 2];
+  return plan;
+}
+
+class RowJitProgram final : public RowJit {
+ public:
+  RowJitProgram(const RowProgram& program, const RowMemory& memory, bool wide)
+      : program_(program), plan_(make_plan(program_, memory, wide)) {
+    const std::int64_t all = plan_.flat ? program_.columns : program_.rows;
+    per_block_ = plan_.flat ? plan_.columns : plan_.lanes;
+    blocks_ = ceil_div(all, per_block_);
+    const std::int64_t last = all - (blocks_ - 1) * per_block_;
+    const auto make = [&](std::int64_t extent) {
+      return plan_.flat ? std::make_unique<Generator>(plan_, 1, extent)
+                        : std::make_unique<Generator>(plan_, extent, program_.columns);
+    };
+    if (blocks_ > 1 || last == per_block_) whole_ = make(per_block_);
+    if (last != per_block_) last_ = make(last);
+  }
+
+  std::int64_t blocks() const override { return blocks_; }
+  std::size_t scratch_bytes() const override { return plan_.scratch; }
+  std::size_t fold_doubles() const override { return plan_.folds; }
+  std::size_t fold_of(std::size_t op) const override { return ix(plan_.fold[op]); }
+
+  void run(std::int64_t block, std::byte* scratch, double* folds) const override {
+    const std::int64_t first = block * per_block_;
+    const Args args{plan_.flat ? first * 4 : first * program_.columns * 4, plan_.flat ? 0 : first * 4, scratch, folds};
+    (block == blocks_ - 1 && last_ != nullptr ? last_ : whole_)->run(args);
+  }
+
+  std::string detail() const override {
+    return fmt::format("{} code of {} bytes", plan_.wide ? "avx512" : "avx2",
+                       (whole_ ? whole_->getSize() : 0) + (last_ ? last_->getSize() : 0));
+  }
+
+ private:
+  const RowProgram program_;
+  const Plan plan_;
+  std::int64_t per_block_ = 1, blocks_ = 0;
+  std::unique_ptr<Generator> whole_, last_;
+};
+
+}  // namespace
+
+std::unique_ptr<RowJit> make_program(const RowProgram& program, const RowMemory& memory, bool avx512) {
+  try {
+    return std::make_unique<RowJitProgram>(program, memory, avx512);
+  } catch (const NotGenerated&) {
+    return nullptr;
+  } catch (const Xbyak::Error&) {  // too long, or the system gives no memory for code
+    return nullptr;
+  }
+}
+
+}  // namespace sg::cpu::jit

@@ -1,0 +1,181 @@
+// Generated code of row programs: the accuracy of its functions over the whole float range, on every instruction set
+// that this processor has; its minima, maxima and comparisons on NaN, infinities and zeros; tails of every length.
+#include "backends/cpu/row_jit.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "backends/backends.h"
+#include "backends/cpu/kernels.h"
+#include "core/autodiff.h"
+#include "core/program.h"
+#include "ops/elementwise.h"
+#include "ops/estimators.h"
+#include "ops/reduce.h"
+#include "tests/support/expect.h"
+
+namespace sg::test {
+namespace {
+
+void on_each_generator(const std::function<void(const std::string&)>& f) {
+  const std::string before = isa_name();
+  for (const char* name : {"avx2", "avx512"}) {
+    try {
+      set_isa(name);
+    } catch (const Error&) {
+      std::printf("    not on this processor: %s\n", name);
+      continue;
+    }
+    f(name);
+  }
+  set_isa(before);
+}
+
+CompileOptions unfolded() {
+  CompileOptions options;
+  options.optimize = false;  // constants are not to be folded
+  return options;
+}
+
+// The values on the cpu backend, asserting that they came from generated code.
+std::vector<Tensor> run_generated(const Tape& tape, const std::vector<Value>& fetches) {
+  Program p = compile(tape, fetches, cpu_backend(), unfolded());
+  EXPECT_NE(p.explain().find("code of"), std::string::npos) << p.explain();
+  p.run();
+  std::vector<Tensor> out;
+  for (const Value& v : fetches) out.push_back(p.fetch(v));
+  return out;
+}
+
+double ulp_of(double exact) { return std::ldexp(1.0, std::max(std::ilogb(exact), -126) - 23); }
+
+TEST(RowJit, FunctionsAreWithinTheirUlp) {
+  struct Function {
+    const char* name;
+    Value (*apply)(Operand);
+    double (*exact)(double);
+    double ulp;
+  };
+  const Function functions[] = {
+      {"exp", exp, [](double x) { return std::exp(x); }, 1.1},
+      {"log", log, [](double x) { return std::log(x); }, 1.0},
+      {"acos", acos, [](double x) { return std::acos(x); }, 1.5},
+      {"tanh", tanh, [](double x) { return std::tanh(x); }, 1.5},
+      {"sigmoid", sigmoid, [](double x) { return 1 / (1 + std::exp(-x)); }, 2.5},
+      {"sqrt", sqrt, [](double x) { return std::sqrt(x); }, 0.5},
+      {"rsqrt", rsqrt, [](double x) { return 1 / std::sqrt(x); }, 1.6},
+  };
+  std::vector<float> points;
+  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 65521)  // of every exponent and sign
+    points.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+  for (int i = -40000; i <= 40000; ++i) points.push_back(static_cast<float>(i) * 5e-4f);
+  const Tensor x = Tensor::of<float>({static_cast<std::int64_t>(points.size())}, points);
+  on_each_generator([&](const std::string& isa) {
+    for (const Function& f : functions) {
+      Tape tape;
+      const Tensor y = run_generated(tape, {f.apply(abs(-tape.constant(x)) * sign(tape.constant(x)))})[0];
+      for (std::size_t i = 0; i < points.size(); ++i) {
+        const double exact = f.exact(static_cast<double>(points[i])), got = y.at(static_cast<std::int64_t>(i));
+        const auto rounded = static_cast<float>(exact);
+        if (!std::isfinite(rounded)) {
+          ASSERT_TRUE(std::isnan(rounded) ? std::isnan(got) : got == exact || got == static_cast<double>(rounded))
+              << f.name << "(" << points[i] << ") = " << got << " on " << isa;
+        } else if (std::abs(exact) >= 0x1p-126) {
+          ASSERT_LE(std::abs(got - exact), f.ulp * ulp_of(exact)) << f.name << "(" << points[i] << ") on " << isa;
+        } else {
+          ASSERT_LE(std::abs(got - exact), 0x1p-149) << f.name << "(" << points[i] << ") on " << isa;
+        }
+      }
+    }
+  });
+}
+
+// Bit for bit what the reference backend gives, also where numbers are special.
+TEST(RowJit, SpecialNumbersAreThoseOfTheReference) {
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> specials{0.f,   -0.f, 1.f,  -1.f, 0.5f,   1.5f,    2.5f,
+                                    -2.5f, inf,  -inf, nan,  1e-40f, -1e-40f, 3e38f};
+  std::vector<float> left, right;
+  for (const float a : specials)
+    for (const float b : specials) left.push_back(a), right.push_back(b);
+  const auto n = static_cast<std::int64_t>(left.size());
+  on_each_generator([&](const std::string& isa) {
+    Tape tape;
+    const Value a = tape.constant(Tensor::of<float>({n}, left)), b = tape.constant(Tensor::of<float>({n}, right));
+    const std::vector<Value> values{minimum(a, b),
+                                    maximum(a, b),
+                                    where(less(a, b), a, b),
+                                    where(greater_equal(a, b), a, b),
+                                    where(not_equal(a, b), a, b),
+                                    where(equal(a, b), a, -b),
+                                    where(less_equal(a, b), b, a),
+                                    where(greater(a, b), b, a),
+                                    relu(a) + b,
+                                    clamp(a, -1.0, 2.0),
+                                    round(a),
+                                    floor(a),
+                                    sign(a),
+                                    leaky_relu(a, 0.125),
+                                    abs(a) * b,
+                                    a / b};
+    const std::vector<Tensor> got = run_generated(tape, values);
+    for (std::size_t k = 0; k < values.size(); ++k) {
+      const Tensor want = eval(values[k], reference_backend());
+      for (std::int64_t i = 0; i < n; ++i) {
+        const double x = got[k].at(i), y = want.at(i);
+        EXPECT_TRUE(std::isnan(x) ? std::isnan(y) : x == y && std::signbit(x) == std::signbit(y))
+            << isa << " value " << k << " of " << left[static_cast<std::size_t>(i)] << ", "
+            << right[static_cast<std::size_t>(i)] << ": " << x << " instead of " << y;
+      }
+    }
+  });
+}
+
+// Rows and columns around every multiple of the vector's lanes; row, column and scalar operands; sums in all
+// directions.
+TEST(RowJit, EveryTailIsRight) {
+  on_each_generator([&](const std::string& isa) {
+    for (const std::int64_t rows : {2, 7, 8, 15, 16, 17, 33, 100})
+      for (const std::int64_t columns : {1, 3, 7, 8, 9, 15, 16, 17, 64, 100, 129, 300}) {
+        Tensor data({DType::f32, {rows, columns}}), per_column({DType::f32, {columns}});
+        for (std::int64_t i = 0; i < data.elements(); ++i) data.set(i, std::sin(0.37 * static_cast<double>(i)) + 0.1);
+        for (std::int64_t i = 0; i < columns; ++i) per_column.set(i, std::cos(static_cast<double>(i)));
+        Tape tape;
+        const Value x = tape.constant(data), c = tape.constant(per_column);
+        const Value length = sqrt(sum(square(x), {-1}, true));
+        const Value y = x / length * c + 2.0;
+        const std::vector<Value> values{y,           length,         max(y, {-1}), min(y - x, {-1}),
+                                        sum(y, {0}), sum(square(y)), sum(length)};
+        const std::vector<Tensor> got = run_generated(tape, values);
+        for (std::size_t k = 0; k < values.size(); ++k) {
+          const Tensor want = eval(values[k], reference_backend());
+          for (std::int64_t i = 0; i < want.elements(); ++i)
+            ASSERT_NEAR(got[k].at(i), want.at(i), 1e-5 * (1 + std::abs(want.at(i))))
+                << isa << " " << rows << " x " << columns << " value " << k << " at " << i;
+        }
+      }
+  });
+}
+
+TEST(RowJit, IsUsedForTheRotationTrickAndCanBeSwitchedOff) {
+  Tape tape;
+  const Value z = tape.input("z", {DType::f32, {48, 20}}), q = tape.input("q", {DType::f32, {48, 20}});
+  const Value dz = gradient(sum(square(rotation_trick(z, q))), z);
+  const std::string before = isa_name();
+  on_each_generator([&](const std::string& isa) {
+    EXPECT_NE(compile(tape, {dz}, cpu_backend()).explain().find(isa + " code of"), std::string::npos);
+  });
+  cpu::set_code_generation(false);
+  EXPECT_EQ(compile(tape, {dz}, cpu_backend()).explain().find("code of"), std::string::npos);
+  cpu::set_code_generation(true);
+  set_isa("generic");
+  EXPECT_EQ(compile(tape, {dz}, cpu_backend()).explain().find("code of"), std::string::npos);
+  set_isa(before);
+}
+
+}  // namespace
+}  // namespace sg::test
