@@ -4,6 +4,9 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "models/quantizers/binary.h"
+#include "models/quantizers/fsq.h"
+#include "models/quantizers/latent.h"
 #include "models/quantizers/vector_quantizer.h"
 #include "ops/elementwise.h"
 #include "ops/shape_ops.h"
@@ -22,6 +25,11 @@ QuantizerDef row(std::string name, std::string summary) {
 std::vector<QuantizerDef>& table() {
   static std::vector<QuantizerDef> rows = {
       row<VectorQuantizer>("vq", "one codebook, nearest code (1711.00937)"),
+      row<FiniteScalarQuantizer>("fsq", "each dimension bounded and rounded to its levels (2309.15505)"),
+      row<SymmetricScalarQuantizer>("fsq-symmetric", "fsq with levels about 0, dithered in training (2411.19842)"),
+      row<LookupFreeQuantizer>("lfq", "the sign of each dimension, with entropy losses (2310.05737)"),
+      row<BinarySphericalQuantizer>("bsq", "lfq on the unit sphere (2406.07548)"),
+      row<LatentQuantizer>("latent", "a small codebook of numbers for each dimension (2305.18378)"),
   };
   return rows;
 }
