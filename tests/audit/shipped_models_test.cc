@@ -71,6 +71,7 @@ TEST(ShippedModels, RaiseNoAlarmWithAnyQuantizer) {
     SCOPED_TRACE(name);
     VqVaeConfig c = small();
     c.quantizer.quantizer = name;
+    c.quantizer.codes = 256;  // of the sizes that every quantizer has
     audit_of(c);
   }
 }
