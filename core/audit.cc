@@ -52,11 +52,12 @@ class Updates {
       const Role role = op_def(instr.op).role;
       if (zero_[ix(instr.outputs[0])]) continue;  // what IfUnreachable::zero gives, and what scaling makes of it
       if (instr.forward_of >= 0) return UpdateKind::gradient;
-      // A number that is fed (a rate) brings no news of the data; an array does.
+      // A number that is fed or kept (a rate) brings no news of the data; an array does.
       if (role == Role::input) data = data || tape_.type(instr.outputs[0]).shape.rank() > 0;
       if (role == Role::read) {
         const std::size_t other = ix(instr.attrs.i("variable"));
-        data = data || (other != variable && (assigns_[other] < 0 || informed_[other]));
+        const bool fixed_array = assigns_[other] < 0 && tape_.type(instr.outputs[0]).shape.rank() > 0;
+        data = data || (other != variable && (fixed_array || informed_[other]));
       }
       if (op_def(instr.op).grad == GradKind::none && !instr.inputs.empty()) data = true;  // randomness
       for (std::int32_t v : instr.inputs) stack.push_back(tape_.producer(v));

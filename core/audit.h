@@ -27,10 +27,10 @@ enum class UpdateKind : std::uint8_t {
 };
 
 struct AuditRow {
-  const Variable* variable = nullptr;
-  bool parameter = false;           // else state
-  bool read = false;                // whether the tape reads it
-  std::vector<GradientFlow> terms;  // one per term
+  const Variable* variable = nullptr;  // must outlive the audit
+  bool parameter = false;              // else state
+  bool read = false;                   // whether the tape reads it
+  std::vector<GradientFlow> terms;     // one per term
   UpdateKind update = UpdateKind::none;
   std::int32_t assigned_by = -1;  // the assign instruction; -1: none
   std::string assigned_at;        // its line and scope; "" for none
