@@ -3,7 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <set>
+#include <utility>
 
 namespace sg {
 namespace {
@@ -26,9 +26,11 @@ class Updates {
     // informed variable. The rest (Adam's moments under a zero gradient, a step count) only repeats itself.
     for (bool changed = true; changed;) {
       changed = false;
-      for (std::size_t v = 0; v < assigns_.size(); ++v)
-        if (!informed_[v] && kind_of(v) != UpdateKind::none && kind_of(v) != UpdateKind::itself)
-          informed_[v] = changed = true;
+      for (std::size_t v = 0; v < assigns_.size(); ++v) {
+        if (informed_[v]) continue;
+        const UpdateKind kind = kind_of(v);
+        if (kind == UpdateKind::gradient || kind == UpdateKind::rule) informed_[v] = changed = true;
+      }
     }
   }
 
