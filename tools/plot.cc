@@ -17,7 +17,6 @@ constexpr Color kInk{40, 40, 46}, kFaint{225, 226, 230}, kAxis{120, 122, 130};
 constexpr std::array<Color, 6> kPalette{
     {{31, 101, 178}, {208, 74, 42}, {48, 140, 82}, {138, 84, 164}, {196, 142, 20}, {90, 96, 104}}};
 
-constexpr int kPanelWidth = 720, kPanelHeight = 420;
 constexpr int kLeft = 104, kRight = 24, kTop = 66, kBottom = 62;
 constexpr int kTextScale = 2;
 
@@ -118,8 +117,8 @@ bool drawable(const Panel& panel, double x, double y) {
   return std::isfinite(x) && std::isfinite(y) && (!panel.log_y || y > 0);
 }
 
-void draw_panel(Canvas canvas, const Panel& panel, int x0, int y0) {
-  const int left = x0 + kLeft, right = x0 + kPanelWidth - kRight, top = y0 + kTop, bottom = y0 + kPanelHeight - kBottom;
+void draw_panel(Canvas canvas, const Panel& panel, int x0, int y0, PanelSize size) {
+  const int left = x0 + kLeft, right = x0 + size.width - kRight, top = y0 + kTop, bottom = y0 + size.height - kBottom;
   canvas.text(left, y0 + 14, panel.title, kInk);
 
   Range xs, ys;
@@ -156,7 +155,7 @@ void draw_panel(Canvas canvas, const Panel& panel, int x0, int y0) {
     canvas.rectangle(x, top, x + 1, bottom, kFaint);
     canvas.rectangle(x, bottom, x + 1, bottom + 6, kAxis);
     const std::string label = number(v);
-    canvas.text(std::min(x - Canvas::text_width(label) / 2, x0 + kPanelWidth - Canvas::text_width(label)), bottom + 12,
+    canvas.text(std::min(x - Canvas::text_width(label) / 2, x0 + size.width - Canvas::text_width(label)), bottom + 12,
                 label, kInk);
   }
   canvas.rectangle(left, top, left + 1, bottom, kAxis);
@@ -188,12 +187,12 @@ void draw_panel(Canvas canvas, const Panel& panel, int x0, int y0) {
 
 }  // namespace
 
-Image draw_panels(const std::vector<Panel>& panels, int columns) {
+Image draw_panels(const std::vector<Panel>& panels, int columns, PanelSize size) {
   const int count = static_cast<int>(panels.size()), rows = (count + columns - 1) / columns;
-  Image image(columns * kPanelWidth, rows * kPanelHeight, 3, 255);
+  Image image(columns * size.width, rows * size.height, 3, 255);
   for (int i = 0; i < count; ++i)
-    draw_panel(Canvas(image), panels[static_cast<std::size_t>(i)], i % columns * kPanelWidth,
-               i / columns * kPanelHeight);
+    draw_panel(Canvas(image), panels[static_cast<std::size_t>(i)], i % columns * size.width, i / columns * size.height,
+               size);
   return image;
 }
 

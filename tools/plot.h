@@ -22,7 +22,11 @@ struct Panel {
   std::vector<Curve> curves;
 };
 
+struct PanelSize {
+  int width = 720, height = 420;  // pixels, with the labels
+};
+
 // The panels in a grid, left to right, top to bottom.
-Image draw_panels(const std::vector<Panel>& panels, int columns);
+Image draw_panels(const std::vector<Panel>& panels, int columns, PanelSize size = {});
 
 }  // namespace sg::tools

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "core/autodiff.h"
@@ -15,6 +16,8 @@
 #include "ops/reduce.h"
 #include "ops/shape_ops.h"
 #include "tests/support/expect.h"
+#include "tests/tools/temp_folder.h"
+#include "tools/toy.h"
 
 namespace sg::test {
 namespace {
@@ -286,6 +289,85 @@ TEST(Probe, MeansAreOverBatches) {
   EXPECT_NEAR(number(mean.common, "loss"), (number(a.common, "loss") + number(b.common, "loss")) / 2, 1e-12);
   EXPECT_NEAR(number(row(mean, "rotation"), "ratio_ste"),
               (number(row(a, "rotation"), "ratio_ste") + number(row(b, "rotation"), "ratio_ste")) / 2, 1e-12);
+}
+
+nlohmann::json output_of(const std::string& arguments) {
+  const std::string command = std::string(SG_STOPGRAD_BINARY) + " " + arguments;
+  std::FILE* pipe = popen(command.c_str(), "r");
+  std::string text;
+  std::array<char, 4096> chunk{};
+  for (std::size_t got; (got = std::fread(chunk.data(), 1, chunk.size(), pipe)) > 0;) text.append(chunk.data(), got);
+  EXPECT_EQ(pclose(pipe), 0) << command;
+  return arguments.find("--json") == std::string::npos ? nlohmann::json(text) : nlohmann::json::parse(text);
+}
+
+TEST(Probe, CommandProbesARun) {
+  const TempFolder folder;
+  const std::string run = (folder / "run").string();
+  output_of(
+      "train vqvae --data synthetic --limit 40 --image-size 8 --hidden 8 --residual-hidden 4 --residual-blocks 1 "
+      "--codes 16 --code-dim 4 --batch 8 --steps 3 --threads 1 --init uniform --codebook loss --revive 0 --out " +
+      run);
+  const std::string flags = run + " --estimators rotation,g-scalar --step 0.001,0.1 --json";
+  const auto now = output_of("probe " + flags + " --batch-index 2 --batches 2 --shift 2");
+  EXPECT_EQ(now["step"], 3);
+  ASSERT_EQ(now["batches"].size(), 2u);
+  const auto& mean = now["mean"]["estimators"];
+  EXPECT_EQ(mean.size(), 4u);
+  EXPECT_NEAR(mean["ste"]["cosine_ste"].get<double>(), 1, 1e-5);
+  EXPECT_NEAR(mean["g-scalar"]["cosine_ste"].get<double>(), 1, 1e-5);
+  EXPECT_EQ(mean["ste"]["shift_change"], 0);
+  EXPECT_GT(mean["rotation"]["shift_change"], 0.01);
+  for (const char* name : {"decode@0.001", "quantized_ratio@0.1", "moved@0.1"})
+    EXPECT_TRUE(mean["rotation"].contains(name));
+  const auto start = output_of("probe " + flags + " --at-start");
+  EXPECT_EQ(start["step"], 0);
+  EXPECT_NE(start["mean"]["common"]["loss"], now["mean"]["common"]["loss"]);
+  SG_EXPECT_CONTAINS(output_of("probe " + run).get<std::string>(), "actual/predicted");
+}
+
+// Under the straight-through estimator the points of one code move alike; without a radial gradient on circles.
+TEST(Toy, PointsMoveAsTheEstimatorSays) {
+  const ToyOptions once{.points = 40, .codes = 5, .steps = 1, .lr = 1e-4};
+  const auto move = [](const ToyRun& run, std::int64_t i) { return run.points[1].at(i) - run.points[0].at(i); };
+  const ToyRun ste = run_toy("ste", once, backend("reference"));
+  std::array<std::int64_t, 5> first{-1, -1, -1, -1, -1};
+  int alike = 0;
+  for (std::int64_t p = 0; p < once.points; ++p) {
+    std::int64_t& other = first[static_cast<std::size_t>(ste.indices[0].at(p))];
+    if (other < 0) {
+      other = p;
+      continue;
+    }
+    ++alike;
+    for (std::int64_t d = 0; d < 2; ++d) EXPECT_NEAR(move(ste, 2 * p + d), move(ste, 2 * other + d), 2e-6);
+  }
+  EXPECT_GT(alike, 20);
+  const ToyRun released = run_toy("rotation-released", once, backend("reference"));
+  double far = 0;
+  for (std::int64_t p = 0; p < once.points; ++p) {
+    const double x = released.points[0].at(2 * p), y = released.points[0].at(2 * p + 1);
+    const double dx = move(released, 2 * p), dy = move(released, 2 * p + 1);
+    EXPECT_NEAR(x * dx + y * dy, 0, 1e-5) << p;
+    far = std::max(far, std::hypot(dx, dy));
+  }
+  EXPECT_GT(far, 1e-3);
+}
+
+TEST(Toy, DescendsAndRepeats) {
+  const ToyOptions options{.points = 30, .codes = 6};
+  const ToyRun a = run_toy("ste", options, backend("cpu")), b = run_toy("ste", options, backend("cpu"));
+  EXPECT_LT(a.loss.back(), a.loss.front() / 4);
+  EXPECT_TRUE(same_bits(a.points.back(), b.points.back()));
+  ToyOptions held = options;
+  held.gamma = 20;
+  EXPECT_LT(run_toy("ste", held, backend("cpu")).quantization.back(), a.quantization.back() / 2);
+  const TempFolder folder;
+  const auto out =
+      output_of("toy --estimators ste,rotation --steps 5 --seeds 2 --json --out " + (folder / "toy.png").string());
+  EXPECT_EQ(out["estimators"]["rotation"]["runs"].size(), 2u);
+  EXPECT_LT(out["estimators"]["ste"]["loss"], out["estimators"]["ste"]["loss_first"]);
+  EXPECT_GT(std::filesystem::file_size(folder / "toy.png"), 1000u);
 }
 
 }  // namespace

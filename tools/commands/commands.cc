@@ -92,6 +92,7 @@ int run_program(int argc, const char* const* argv) {
   add_info(app);
   add_bench(app);
   add_probe(app);
+  add_toy(app);
   try {
     if (argc > 1 && argv[1][0] != '-') {
       std::vector<std::string> names;

@@ -22,6 +22,7 @@ void add_tape(CLI::App& app);
 void add_info(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_probe(CLI::App& app);
+void add_toy(CLI::App& app);
 
 // Flags for the settings of some groups, by the group's name up to a parenthesis. Values given on the command line go over
 // those of a config file or a run.
