@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/goldens/*.json: numbers from PyTorch that goldens_test.cc holds stopgrad against.
 
-    python3 tools/make_goldens.py [--out tests/goldens] [--only vqvae_ten_steps|estimators|ops]
+    python3 tools/make_goldens.py [--out tests/goldens] [--only vqvae_ten_steps|estimators|ops|grids]
 
 Needs PyTorch >= 2, NumPy and vector-quantize-pytorch; about two minutes on one core. Nothing random: initial weights and
 batches come from Philox, keyed as described at `weights` and `images`, and goldens_test.cc computes the same numbers
@@ -16,7 +16,7 @@ import os
 import numpy as np
 import torch
 import torch.nn.functional as F
-from vector_quantize_pytorch import vector_quantize_pytorch
+from vector_quantize_pytorch import FSQ, LFQ, LatentQuantize, vector_quantize_pytorch
 
 import torch_vqvae
 from philox import uniforms
@@ -550,6 +550,78 @@ def ops():
                 torch=torch.__version__, ops=cases, optimizers=list(optimizer_cases()))
 
 
+# ---- grid quantizers ------------------------------------------------------------------------------------------------
+
+
+def bits_reversed(indices, bits):
+    """LFQ's first dimension is the highest bit in vector-quantize-pytorch, the lowest in 2310.05737 and here."""
+    return sum(((indices >> bit) & 1) << (bits - 1 - bit) for bit in range(bits))
+
+
+def fsq_case(levels, z, **options):
+    quantizer = FSQ(levels, allowed_dtypes=(torch.float64,), **options)
+    quantizer._levels = quantizer._levels.double()   # else its constants are float32
+    z_q, indices = quantizer(z.unsqueeze(0))
+    return z_q[0], indices[0], {}
+
+
+def lfq_case(bits, z, temperature, spherical):
+    quantizer = LFQ(codebook_size=2**bits, spherical=spherical, commitment_loss_weight=1.0,
+                    force_quantization_f32=False)
+    quantizer.codebook = quantizer.codebook.double()
+    (z_q, indices, _), parts = quantizer(z.unsqueeze(0), inv_temperature=1 / temperature, return_loss_breakdown=True)
+    of_batch = parts.batch_entropy
+    size = 1 / math.sqrt(bits) if spherical else 1.0
+    p = torch.sigmoid(4 * size / temperature * (F.normalize(z, dim=-1) if spherical else z))
+    # The package counts probabilities below 1e-5 as 1e-5 in its logarithms.
+    assert torch.minimum(p, 1 - p).prod(1).min() > 1e-5, "a probability that the package cuts off"
+    if spherical:   # the sum over bits of 2406.07548; the package has the joint entropy
+        of_batch = sum(-(q * q.log()).sum() for q in (p.mean(0), 1 - p.mean(0)))
+    return z_q[0], bits_reversed(indices[0], bits), {"entropy": parts.per_sample_entropy - of_batch,
+                                                     "diversity": -of_batch, "commitment": parts.commitment}
+
+
+def latent_case(levels, z):
+    quantizer = LatentQuantize(levels, len(levels)).double()
+    z_q = quantizer.quantize(z)
+    values = [v.detach() for v in quantizer.values_per_latent]
+    indices = torch.stack([(z[:, d, None] - v).abs().argmin(-1) for d, v in enumerate(values)], -1)
+    q = torch.stack([v[indices[:, d]] for d, v in enumerate(values)], -1)
+    return z_q, indices, {"codebook": F.mse_loss(q, z.detach()), "commitment": F.mse_loss(z, q)}
+
+
+GRID_WEIGHTS = {"entropy": 0.3, "diversity": 0.2, "commitment": 0.7, "codebook": 1.0}
+
+
+def grids():
+    cases = []
+    recipes = [("fsq", dict(grid=levels), 3.0, fsq_case, {}) for levels in ([8, 6, 5], [7, 5, 4, 3], [16, 3])]
+    recipes += [("fsq-symmetric", dict(grid=levels), 3.0, fsq_case, dict(preserve_symmetry=True))
+                for levels in ([2, 5, 6], [17, 4])]
+    for bits, temperature, scale in ((4, 2.0, 1.2), (2, 0.5, 0.6), (6, 4.0, 0.7)):
+        recipes.append(("lfq", dict(bits=bits, temperature=temperature), scale, lfq_case, dict(spherical=False)))
+        recipes.append(("bsq", dict(bits=bits, temperature=temperature), scale, lfq_case, dict(spherical=True)))
+    recipes.append(("latent", dict(grid=[5, 8, 2, 3]), 0.75, latent_case, {}))
+    for number, (name, settings, scale, function, options) in enumerate(recipes):
+        size = settings.get("bits") or len(settings["grid"])
+        # Off the multiples of scale / 64: none is on the edge between two levels.
+        z = (grid(60000 + number, (12, size), scale) + scale / 1000).requires_grad_()
+        if "bits" in settings:
+            z_q, indices, losses = function(settings["bits"], z, settings["temperature"], **options)
+        else:
+            z_q, indices, losses = function(settings["grid"], z, **options)
+        g = grid(61000 + number, (12, size))
+        total = (g * z_q).sum() + sum(GRID_WEIGHTS[n] * loss for n, loss in losses.items())
+        total.backward()
+        cases.append(dict(quantizer=name, settings=settings, z=array(z), g=array(g), z_q=array(z_q),
+                          indices=array(indices), losses={n: loss.item() for n, loss in losses.items()},
+                          gradient=array(z.grad)))
+    return dict(about="FSQ, LFQ and LatentQuantize of vector-quantize-pytorch in float64. bsq: LFQ(spherical), with "
+                      "the batch's entropy summed over bits as in 2406.07548. latent: the losses of 2305.18378. "
+                      "gradient: in z, of sum(g z_q) + the losses weighted.",
+                torch=torch.__version__, weights=GRID_WEIGHTS, cases=cases)
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -566,7 +638,7 @@ def dump(value, indent=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "../tests/goldens"))
-    parser.add_argument("--only", choices=["vqvae_ten_steps", "estimators", "ops"])
+    parser.add_argument("--only", choices=["vqvae_ten_steps", "estimators", "ops", "grids"])
     parser.add_argument("--seeds", type=int, metavar="N",
                         help="write nothing: try the ten steps with seeds 1..N, to choose one that noise leaves alone")
     args = parser.parse_args()
@@ -580,7 +652,7 @@ def main():
             ten_steps()
         return
     os.makedirs(args.out, exist_ok=True)
-    for name, make in (("ops", ops), ("estimators", estimators), ("vqvae_ten_steps", ten_steps)):
+    for name, make in (("ops", ops), ("estimators", estimators), ("grids", grids), ("vqvae_ten_steps", ten_steps)):
         if args.only in (None, name):
             with open(os.path.join(args.out, name + ".json"), "w", encoding="utf-8") as f:
                 f.write(dump(make()) + "\n")
