@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -27,9 +28,21 @@ double squared_distance(const float* a, const float* b, std::int64_t dim) {
   return total;
 }
 
-// k-means++: each further centre is a row drawn with probability proportional to its squared distance to the nearest so
-// far.
-void choose_start(const Rows& rows, std::int64_t codes, std::uint32_t seed, float* centres) {
+// The first of a random order of all rows, over and over again.
+void start_from_rows(const Rows& rows, std::int64_t codes, std::uint32_t seed, float* centres) {
+  HostRandom random(seed, "kmeans.rows");
+  std::vector<std::int64_t> order(static_cast<std::size_t>(rows.count));
+  std::iota(order.begin(), order.end(), 0);
+  for (std::int64_t k = 0; k < codes; ++k) {
+    const std::int64_t at = k % rows.count;
+    if (k < rows.count)
+      std::swap(order[static_cast<std::size_t>(at)],
+                order[static_cast<std::size_t>(at + random.below(rows.count - at))]);
+    std::copy_n(rows.row(order[static_cast<std::size_t>(at)]), rows.dim, centres + k * rows.dim);
+  }
+}
+
+void start_plus_plus(const Rows& rows, std::int64_t codes, std::uint32_t seed, float* centres) {
   HostRandom random(seed, "kmeans");
   std::vector<double> distance(static_cast<std::size_t>(rows.count), std::numeric_limits<double>::infinity());
   std::int64_t chosen = random.below(rows.count);
@@ -70,7 +83,8 @@ KMeansResult kmeans(const Tensor& tensor, std::int64_t codes, Backend& backend, 
   result.counts = Tensor({DType::i32, {codes}});
   float* centres = result.centres.span<float>().data();
   std::int32_t* counts = result.counts.span<std::int32_t>().data();
-  choose_start(rows, codes, options.seed, centres);
+  const auto start = options.start == KMeansStart::rows ? start_from_rows : start_plus_plus;
+  start(rows, codes, options.seed, centres);
 
   Tape tape;
   const Value input = tape.input("centres", result.centres.type());

@@ -5,6 +5,7 @@
 #include "ops/elementwise.h"
 #include "ops/gradient.h"
 #include "ops/index.h"
+#include "ops/masks.h"
 #include "ops/reduce.h"
 #include "ops/shape_ops.h"
 
@@ -20,6 +21,14 @@ Value as_real(Operand counts) {
 
 }  // namespace
 
+Value code_counts(Operand indices, std::int64_t codes, Value mask) {
+  const Loc loc = indices.loc();
+  if (!mask) return cast(Operand(histogram(indices, codes), loc), DType::f32);
+  const std::int64_t n = indices.value().shape().elements();
+  const Value flat = reshape(indices, Shape{n}), weights = reshape(Operand(mask, loc), Shape{n, 1});
+  return reshape(Operand(scatter_add_rows(Operand(flat, loc), Operand(weights, loc), codes), loc), Shape{codes});
+}
+
 Value usage(Operand counts) { return mean(cast(greater(as_real(counts), 0.0), DType::f32)); }
 
 Value perplexity(Operand counts, std::int64_t books) {
@@ -28,21 +37,24 @@ Value perplexity(Operand counts, std::int64_t books) {
   return mean(exp(-sum(p * log(p + 1e-10), {-1})));
 }
 
-Spread spread(Operand per_row) {
+Spread spread(Operand per_row, Value mask) {
   const Value x = stop_gradient(per_row);
-  const Value tails = quantile(x, {0.05, 0.95});
-  return {mean(x), reshape(slice_axis(tails, 0, 0, 1), Shape{}), reshape(slice_axis(tails, 0, 1, 2), Shape{})};
+  const std::int64_t n = x.shape()[0];
+  const Value rows = mask ? gather_rows(reshape(x, Shape{n, 1}), row_numbers(mask)) : x;
+  const Value tails = quantile(rows, {0.05, 0.95});
+  return {mean_of_rows(x, mask), reshape(slice_axis(tails, 0, 0, 1), Shape{}),
+          reshape(slice_axis(tails, 0, 1, 2), Shape{})};
 }
 
-RowStatistics row_statistics(Operand z_in, Operand q_in) {
+RowStatistics row_statistics(Operand z_in, Operand q_in, Value mask) {
   const Value z = stop_gradient(z_in), q = stop_gradient(q_in);
   const Value zz = sum(square(z), {-1}), qq = sum(square(q), {-1}), zq = sum(z * q, {-1});
   const Value error = sum(square(z - q), {-1});
   RowStatistics out;
-  out.relative_error = mean(error / maximum(zz, kTiny));
-  out.norm_ratio = spread(sqrt(qq / maximum(zz, kTiny)));
+  out.relative_error = mean_of_rows(error / maximum(zz, kTiny), mask);
+  out.norm_ratio = spread(sqrt(qq / maximum(zz, kTiny)), mask);
   const Value cosine = zq / maximum(sqrt(zz) * sqrt(qq), kTiny);
-  out.angle = spread(acos(clamp(cosine, -1, 1)) * (180.0 / std::numbers::pi));
+  out.angle = spread(acos(clamp(cosine, -1, 1)) * (180.0 / std::numbers::pi), mask);
   return out;
 }
 

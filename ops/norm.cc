@@ -205,4 +205,10 @@ Value group_norm(Operand x, Operand gamma, Operand beta, std::int64_t groups, do
                        x.loc());
 }
 
+Value unit_rows(Operand x) {
+  const auto at = [loc = x.loc()](Value v) { return Operand(v, loc); };
+  const Value squared = sum(at(square(x)), {-1}, true);
+  return x * at(rsqrt(at(at(squared) + Operand(kUnitRowEps, x.loc()))));
+}
+
 }  // namespace sg

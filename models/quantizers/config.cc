@@ -14,8 +14,10 @@ constexpr Named<CodebookUpdate> kUpdates[] = {
     {"loss", CodebookUpdate::loss},    {"ema", CodebookUpdate::ema},       {"ema-loss", CodebookUpdate::ema_loss},
     {"simvq", CodebookUpdate::simvq},  {"affine", CodebookUpdate::affine}, {"alternating", CodebookUpdate::alternating},
     {"frozen", CodebookUpdate::frozen}};
-constexpr Named<CodebookInit> kInits[] = {
-    {"uniform", CodebookInit::uniform}, {"normal", CodebookInit::normal}, {"kmeans", CodebookInit::kmeans}};
+constexpr Named<CodebookInit> kInits[] = {{"uniform", CodebookInit::uniform},
+                                          {"normal", CodebookInit::normal},
+                                          {"kmeans", CodebookInit::kmeans},
+                                          {"kmeans-rows", CodebookInit::kmeans_rows}};
 constexpr Named<Assignment> kAssignments[] = {{"nearest", Assignment::nearest}, {"sinkhorn", Assignment::sinkhorn}};
 constexpr Named<Revival> kRevivals[] = {
     {"threshold", Revival::threshold}, {"lru", Revival::lru}, {"split", Revival::split}};

@@ -16,12 +16,17 @@ enum class CodebookUpdate : std::uint8_t {
   loss,         // beta |q - sg z|^2, by the optimizer (1711.00937)
   ema,          // moving averages, as state (1711.00937, appendix)
   ema_loss,     // the same averages as the gradient of a loss, stepped with rate 1 (Transformer-VQ, 2309.16354)
-  simvq,        // codes sg[E] W: E frozen, W trained by the codebook loss (2411.02038)
+  simvq,        // codes sg[E] W: E frozen, W (D,D) trained by the codebook loss (2411.02038)
   affine,       // codes s c + b with c, s and b trained by the codebook loss (2305.08842)
-  alternating,  // an inner step on the codebook loss before the codes are used (2305.08842)
+  alternating,  // an inner step on the codebook loss before the codes are used; nothing else moves them (2305.08842)
   frozen,       // never
 };
-enum class CodebookInit : std::uint8_t { uniform, normal, kmeans };
+enum class CodebookInit : std::uint8_t {
+  uniform,      // U(-1/K, 1/K)
+  normal,       // N(0, normal_deviation^2)
+  kmeans,       // k-means++ and Lloyd's iterations on rows of encoder output
+  kmeans_rows,  // the same from rows drawn uniformly
+};
 enum class Assignment : std::uint8_t {
   nearest,   // argmin |z - c|^2, or the estimator's own
   sinkhorn,  // argmax of a balanced transport plan of the batch (OptVQ, 2412.15195); nearest in evaluation
@@ -29,7 +34,8 @@ enum class Assignment : std::uint8_t {
 enum class Revival : std::uint8_t {
   threshold,  // codes whose averaged count is below the threshold become rows of the batch
   lru,        // codes unused for `threshold` steps become rows of the batch
-  split,      // codes whose averaged count is below the threshold become copies of the most used ones, slightly moved
+  split,      // codes whose averaged count is below the threshold become copies, slightly moved, of codes in use: the
+              // more rows of the batch a code has, the more copies
 };
 std::string_view to_string(CodebookUpdate);
 std::string_view to_string(CodebookInit);
@@ -59,10 +65,10 @@ struct QuantizerConfig {
   CodebookInit init = CodebookInit::uniform;
   double normal_deviation = 1.0;  // of init normal
   double ema_decay = 0.99, ema_eps = 1e-5;
-  double inner_rate = 1.0;  // of the alternating rule's inner step
+  double inner_rate = 1.0;  // of the alternating rule's inner step: share of the way to the mean of a code's rows
   Assignment assignment = Assignment::nearest;
   Revival revival_policy = Revival::threshold;
-  double revival = 0;                 // threshold; 0: no revival
+  double revival = 0;                 // threshold: averaged rows per step, lru: steps; 0: no revival
   double beta = 1.0;                  // weight of the codebook loss
   double gamma = 0.25;                // weight of the commitment loss (all quantizers that have one)
   double orthogonal = 0;              // weight of |Cn Cn^T|_F^2 / K^2 - 1/K (2112.00384)

@@ -249,6 +249,48 @@ TEST(KMeans, NeverRaisesTheErrorAndIsDeterministic) {
   EXPECT_LT(last, kmeans(rows, 37, backend("cpu"), {.iterations = 0, .seed = 8}).error * 0.9);
 }
 
+TEST(KMeans, FromRowsStartsAtDistinctRowsDrawnUniformlyAndPlusPlusFarApart) {
+  // Three clusters of which one has all but two rows: k-means++ finds them all, a uniform draw of three rows hardly.
+  std::vector<float> points{1000, 1001, 1000, 1000};
+  for (int i = 0; i < 200; ++i) points.insert(points.end(), {static_cast<float>(i % 7), static_cast<float>(i / 7)});
+  points[0] = -1000;
+  const Tensor rows = floats({202, 2}, points);
+  int plus_plus = 0, uniform = 0;
+  for (std::uint32_t seed = 0; seed < 20; ++seed) {
+    const auto run = [&](KMeansStart start, int iterations) {
+      return kmeans(rows, 3, backend("cpu"), {.iterations = iterations, .seed = seed, .start = start});
+    };
+    plus_plus += run(KMeansStart::plus_plus, 20).error < 100;
+    uniform += run(KMeansStart::rows, 20).error < 100;
+    const KMeansResult start = run(KMeansStart::rows, 0);
+    expect_same_bits(start.centres, run(KMeansStart::rows, 0).centres);
+    for (std::int64_t a = 0; a < 3; ++a) {
+      bool is_row = false;
+      for (std::int64_t i = 0; i < 202; ++i)
+        is_row |= rows.at(2 * i) == start.centres.at(2 * a) && rows.at(2 * i + 1) == start.centres.at(2 * a + 1);
+      EXPECT_TRUE(is_row);
+      for (std::int64_t b = 0; b < a; ++b)
+        EXPECT_TRUE(start.centres.at(2 * a) != start.centres.at(2 * b) ||
+                    start.centres.at(2 * a + 1) != start.centres.at(2 * b + 1));
+    }
+    EXPECT_LE(run(KMeansStart::rows, 20).error, start.error);
+  }
+  EXPECT_EQ(plus_plus, 20);
+  EXPECT_LT(uniform, 10);
+}
+
+TEST(Quantizer, KMeansRowsInitialisesToo) {
+  VectorQuantizerConfig config = small(CodebookUpdate::loss);
+  EXPECT_EQ(codebook_init_by_name("kmeans-rows"), CodebookInit::kmeans_rows);
+  config.init = CodebookInit::kmeans_rows;
+  Fixture f(config);
+  EXPECT_TRUE(f.quantizer.wants_rows());
+  f.quantizer.initialize(floats({3, 2}, {1, 1, -5, 0, 0, 9}), backend("cpu"));
+  double total = 0;
+  for (const double c : numbers(f.quantizer.codebook().value())) total += c;
+  EXPECT_EQ(total, 1 + 1 - 5 + 9);
+}
+
 TEST(KMeans, WithFewerRowsThanCodesEveryRowIsACentre) {
   const KMeansResult r = kmeans(floats({2, 1}, {1, 5}), 4, backend("cpu"), {.iterations = 5});
   EXPECT_EQ(r.error, 0);
@@ -261,7 +303,9 @@ TEST(KMeans, WithFewerRowsThanCodesEveryRowIsACentre) {
 }
 
 TEST(Quantizer, InitializeTakesTheCodesFromTheRowsGiven) {
-  Fixture f(small(CodebookUpdate::ema));
+  VectorQuantizerConfig config = small(CodebookUpdate::ema);
+  config.init = CodebookInit::kmeans;
+  Fixture f(config);
   f.quantizer.initialize(floats({6, 2}, {1, 1, 1, 1, -5, 0, -5, 0, 0, 9, 0, 9}), backend("cpu"));
   std::vector<double> code = numbers(f.quantizer.codebook().value()), sum = numbers(f.root.find("vq.sum").value());
   EXPECT_EQ(code, sum);
