@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/goldens/*.json: numbers from PyTorch that goldens_test.cc holds stopgrad against.
 
-    python3 tools/make_goldens.py [--out tests/goldens] [--only vqvae_ten_steps|estimators|ops|grids]
+    python3 tools/make_goldens.py [--out tests/goldens] [--only vqvae_ten_steps|estimators|ops|grids|codebook_rules]
 
 Needs PyTorch >= 2, NumPy and vector-quantize-pytorch; about two minutes on one core. Nothing random: initial weights and
 batches come from Philox, keyed as described at `weights` and `images`, and goldens_test.cc computes the same numbers
@@ -16,7 +16,7 @@ import os
 import numpy as np
 import torch
 import torch.nn.functional as F
-from vector_quantize_pytorch import FSQ, LFQ, LatentQuantize, vector_quantize_pytorch
+from vector_quantize_pytorch import FSQ, LFQ, LatentQuantize, SimVQ, VectorQuantize, vector_quantize_pytorch
 
 import torch_vqvae
 from philox import uniforms
@@ -622,6 +622,68 @@ def grids():
                 torch=torch.__version__, weights=GRID_WEIGHTS, cases=cases)
 
 
+# ---- codebook rules -------------------------------------------------------------------------------------------------
+
+RULES_K, RULES_D = 6, 4
+
+
+def ema_case(name, cosine=False, masked=False):
+    """Three training steps of VectorQuantize's EMA codebook from codes with counts of 1."""
+    codes = grid(71000, (RULES_K, RULES_D)).float()
+    if cosine:
+        codes = F.normalize(codes, dim=-1)
+    quantizer = VectorQuantize(RULES_D, RULES_K, decay=0.8, eps=1e-5, use_cosine_sim=cosine, rotation_trick=False,
+                               threshold_ema_dead_code=0)
+    book = quantizer._codebook
+    book.embed.copy_(codes[None])
+    book.embed_avg.copy_(codes[None])
+    mask = torch.tensor([[True] * 5, [True, True] + [False] * 3]) if masked else None
+    steps = []
+    quantizer.train()
+    for step in range(3):
+        z = grid(71100 + step, (2, 5, RULES_D)).float()
+        z_q, indices, commitment = quantizer(z, mask=mask)
+        steps.append(dict(z=array(z), z_q=array(z_q), indices=array(indices), commitment=commitment.item(),
+                          codes=array(book.embed[0]), count=array(book.cluster_size[0]), sum=array(book.embed_avg[0])))
+    return dict(case=name, rule="ema", metric="cosine" if cosine else "euclidean", start=array(codes),
+                mask=array(mask.float()) if masked else None, steps=steps)
+
+
+def simvq_case():
+    frozen, w = grid(72000, (RULES_K, RULES_D)), grid(72001, (RULES_D, RULES_D))
+    quantizer = SimVQ(RULES_D, RULES_K, rotation_trick=False).double()
+    quantizer.frozen_codebook.copy_(frozen)
+    quantizer.code_transform.weight.data.copy_(w.T)
+    z, g = grid(72002, (1, 10, RULES_D)).requires_grad_(), grid(72003, (1, 10, RULES_D))
+    z_q, indices, loss = quantizer(z)   # mean (sg z - q)^2 + 0.25 mean (z - sg q)^2
+    ((g * z_q).sum() + loss).backward()
+    return dict(case="simvq", rule="simvq", frozen=array(frozen), transform=array(w), z=array(z[0]), g=array(g[0]),
+                z_q=array(z_q[0]), indices=array(indices[0]), loss=loss.item(), gradient_z=array(z.grad[0]),
+                gradient_transform=array(quantizer.code_transform.weight.grad.T))
+
+
+def inner_case():
+    """One step of torch.optim.SGD on half the squared error, averaged within each code and summed over codes."""
+    start, z = grid(73000, (RULES_K, RULES_D)), grid(73001, (10, RULES_D))
+    codes = start.clone().requires_grad_()
+    indices = torch.cdist(z, codes).argmin(-1)
+    loss = sum(0.5 * (codes[k] - z[indices == k]).square().sum(-1).mean() for k in indices.unique())
+    loss.backward()
+    torch.optim.SGD([codes], lr=0.3).step()
+    return dict(case="alternating", rule="alternating", rate=0.3, start=array(start), z=array(z),
+                indices=array(indices), codes=array(codes))
+
+
+def codebook_rules():
+    codes = grid(74000, (9, RULES_D))
+    return dict(about="VectorQuantize (EMA, in float32), SimVQ and the orthogonal loss of vector-quantize-pytorch; an "
+                      "inner step by torch.optim.SGD.",
+                torch=torch.__version__,
+                cases=[ema_case("ema"), ema_case("ema masked", masked=True), ema_case("ema cosine", cosine=True),
+                       simvq_case(), inner_case()],
+                orthogonal=dict(codes=array(codes), loss=vector_quantize_pytorch.orthogonal_loss_fn(codes[None]).item()))
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -638,7 +700,7 @@ def dump(value, indent=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "../tests/goldens"))
-    parser.add_argument("--only", choices=["vqvae_ten_steps", "estimators", "ops", "grids"])
+    parser.add_argument("--only", choices=["vqvae_ten_steps", "estimators", "ops", "grids", "codebook_rules"])
     parser.add_argument("--seeds", type=int, metavar="N",
                         help="write nothing: try the ten steps with seeds 1..N, to choose one that noise leaves alone")
     args = parser.parse_args()
@@ -652,7 +714,8 @@ def main():
             ten_steps()
         return
     os.makedirs(args.out, exist_ok=True)
-    for name, make in (("ops", ops), ("estimators", estimators), ("grids", grids), ("vqvae_ten_steps", ten_steps)):
+    for name, make in (("ops", ops), ("estimators", estimators), ("grids", grids), ("codebook_rules", codebook_rules),
+                       ("vqvae_ten_steps", ten_steps)):
         if args.only in (None, name):
             with open(os.path.join(args.out, name + ".json"), "w", encoding="utf-8") as f:
                 f.write(dump(make()) + "\n")
