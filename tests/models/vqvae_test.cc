@@ -5,6 +5,7 @@
 #include "core/autodiff.h"
 #include "models/init.h"
 #include "models/losses.h"
+#include "models/quantizers/codebook_rules.h"
 #include "models/vqvae_training.h"
 #include "ops/elementwise.h"
 #include "tests/models/support.h"
@@ -131,6 +132,43 @@ TEST(VqVaeTraining, EachRunLowersTheLossOnEveryBackend) {
       EXPECT_EQ(run.training.step().value().item(), 61);
     }
   }
+}
+
+TEST(VqVaeTraining, EveryCodebookRuleTrainsAndItsCodesMoveUnlessTheyAreFrozen) {
+  for (const CodebookUpdate rule :
+       {CodebookUpdate::loss, CodebookUpdate::ema, CodebookUpdate::ema_loss, CodebookUpdate::simvq,
+        CodebookUpdate::affine, CodebookUpdate::alternating, CodebookUpdate::frozen})
+    for (const bool regularised : {false, true}) {
+      VqVaeConfig c = tiny();
+      c.quantizer.codebook = rule;
+      if (rule == CodebookUpdate::simvq) c.quantizer.init = CodebookInit::uniform;
+      if (regularised) {
+        c.quantizer.assignment = Assignment::sinkhorn;
+        c.quantizer.entropy = c.quantizer.diversity = 0.01;
+        c.quantizer.entropy_temperature = 1;
+        if (trained_by_loss(rule)) c.quantizer.orthogonal = 0.1;
+        if (rule != CodebookUpdate::simvq && rule != CodebookUpdate::frozen) {
+          c.quantizer.revival = 4;
+          c.quantizer.revival_policy = Revival::lru;
+        }
+      }
+      const std::string what = std::string(to_string(rule)) + (regularised ? ", regularised" : "");
+      Trainer run(c, "cpu");
+      const auto codes = [&] {
+        Tape tape;
+        Tensor all({DType::i32, {c.quantizer.codes}});
+        for (std::int64_t k = 0; k < c.quantizer.codes; ++k) all.set(k, static_cast<double>(k));
+        return numbers(eval(run.model.quantizer().decode(tape.constant(all)), backend("cpu")));
+      };
+      const std::vector<double> before = codes();
+      run.advance(1);
+      const double first = run.metric("reconstruction");
+      for (int i = 0; i < 60; ++i) run.advance(1);
+      EXPECT_LT(run.metric("reconstruction"), 0.8 * first) << what;
+      EXPECT_EQ(codes() == before, rule == CodebookUpdate::frozen) << what;
+      for (const NamedValue& m : run.step.metrics)
+        EXPECT_TRUE(std::isfinite(run.program.fetch_scalar(m.value))) << what << " " << m.name;
+    }
 }
 
 TEST(VqVaeTraining, EveryEstimatorMetricAndRevivalTrains) {
