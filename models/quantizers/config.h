@@ -87,6 +87,7 @@ struct QuantizerConfig {
   std::vector<std::int64_t>
       scales;  // multi-scale: sides of the token maps, the last one the latents' own; empty: 1, 2, 4, ..., side
   std::int64_t side = 0;  // multi-scale: side of the latent map
+  double phi = 0.5;       // multi-scale: share of the learned convolution in phi(h) = (1-phi) h + phi conv3x3(h)
 
   bool operator==(const QuantizerConfig&) const = default;
 };

@@ -6,7 +6,11 @@
 #include "core/error.h"
 #include "models/quantizers/binary.h"
 #include "models/quantizers/fsq.h"
+#include "models/quantizers/grouped.h"
 #include "models/quantizers/latent.h"
+#include "models/quantizers/multi_scale.h"
+#include "models/quantizers/projected.h"
+#include "models/quantizers/residual.h"
 #include "models/quantizers/vector_quantizer.h"
 #include "ops/elementwise.h"
 #include "ops/shape_ops.h"
@@ -22,9 +26,22 @@ QuantizerDef row(std::string name, std::string summary) {
           }};
 }
 
+std::unique_ptr<Quantizer> make_cosine(Module& parent, std::string_view name, QuantizerConfig config) {
+  config.metric = Metric::cosine;
+  return std::make_unique<VectorQuantizer>(parent, name, std::move(config));
+}
+
 std::vector<QuantizerDef>& table() {
   static std::vector<QuantizerDef> rows = {
       row<VectorQuantizer>("vq", "one codebook, nearest code (1711.00937)"),
+      {"cosine", "vq that compares directions: rows and codes divided by their lengths (2110.04627)", make_cosine},
+      row<FactorisedQuantizer>("factorised", "vq in code_dim dimensions, between learned projections (2110.04627)"),
+      {"multi-head", "rows cut into heads, with one codebook for all (shared_books) or one each", make_multi_head},
+      {"product", "product quantization: rows cut into heads, a codebook for each", make_product},
+      row<ResidualQuantizer>("residual", "levels of codebooks, each for what those before leave over (2107.03312)"),
+      {"grouped-residual", "rows cut into heads, a residual quantizer for each (2305.02765)", make_grouped_residual},
+      row<MultiScaleQuantizer>("multi-scale", "token maps of growing sides, coarse to fine (VAR, 2404.02905)"),
+      row<RandomProjectionQuantizer>("random-projection", "frozen random projection and codes (BEST-RQ, 2202.01855)"),
       row<FiniteScalarQuantizer>("fsq", "each dimension bounded and rounded to its levels (2309.15505)"),
       row<SymmetricScalarQuantizer>("fsq-symmetric", "fsq with levels about 0, dithered in training (2411.19842)"),
       row<LookupFreeQuantizer>("lfq", "the sign of each dimension, with entropy losses (2310.05737)"),

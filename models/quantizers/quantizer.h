@@ -69,7 +69,7 @@ class Quantizer : public Module {
   virtual std::int64_t codes() const = 0;           // of each book (the largest, where they differ)
   std::int64_t all_codes() const { return books() * codes(); }
   virtual Shape index_shape(const Shape& z) const;  // z's leading extents, then L where L > 1
-  double bits_per_row() const;                      // L log2 K, where every book has K codes
+  virtual double bits_per_row() const;              // L log2 K, where every book has K codes
   // What it is in a line, for people: "4 books of 512 codes", "grid 8x5x5", "512 codes by ema, estimator ste".
   virtual std::string describe() const;
 
