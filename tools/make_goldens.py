@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes tests/goldens/*.json: numbers from PyTorch that goldens_test.cc holds stopgrad against.
 
-    python3 tools/make_goldens.py [--out tests/goldens] [--only vqvae_ten_steps|estimators|ops|grids|codebook_rules]
+    python3 tools/make_goldens.py [--out tests/goldens]
+        [--only vqvae_ten_steps|estimators|quantizers|ops|grids|codebook_rules]
 
 Needs PyTorch >= 2, NumPy and vector-quantize-pytorch; about two minutes on one core. Nothing random: initial weights and
 batches come from Philox, keyed as described at `weights` and `images`, and goldens_test.cc computes the same numbers
@@ -399,6 +400,104 @@ def estimators():
                 torch=torch.__version__, z=array(z), q=array(q), g=array(g), estimators=cases, functions=functions)
 
 
+# ---- quantizers -----------------------------------------------------------------------------------------------------
+
+
+def nearest(rows, codes):
+    """Indices of the nearest codes; refuses numbers for which rounding could choose another."""
+    distances = (rows.unsqueeze(1) - codes.unsqueeze(0)).pow(2).sum(-1)
+    least = distances.topk(2, dim=1, largest=False).values
+    assert ((least[:, 1] - least[:, 0]) / least[:, 1]).min() > 1e-3, "a row is nearly as close to a second code"
+    return distances.argmin(1)
+
+
+def vq_terms(rows, q):
+    return F.mse_loss(q, rows.detach()), F.mse_loss(rows, q.detach())
+
+
+def residual_vq(estimator, z, books):
+    rest, total, indices, terms = z, 0.0, [], []
+    for codes in books:
+        indices.append(nearest(rest.detach(), codes.detach()))
+        q = codes[indices[-1]]
+        terms.append(vq_terms(rest, q))
+        total = total + q
+        rest = rest - q.detach()
+    return estimator(z, total.detach()), torch.stack(indices, 1), [sum(t) / len(books) for t in zip(*terms)]
+
+
+def cosine_vq(estimator, z, codes):
+    rows, codes = unit(z), unit(codes)
+    indices = nearest(rows.detach(), codes.detach())
+    q = codes[indices]
+    return unit(estimator(rows, q.detach())), indices, vq_terms(rows, q)
+
+
+def factorised_vq(estimator, z, w_in, b_in, codes, w_out, b_out):
+    z_q, indices, terms = cosine_vq(estimator, z @ w_in + b_in, codes)
+    return z_q @ w_out + b_out, indices, terms
+
+
+def multi_scale_vq(estimator, z, codes, scales, share, convolutions):
+    """z (N,S,S,D); convolutions: (weight (3,3,D,D), bias) for each scale; phi(h) = (1-share) h + share conv(h)."""
+    side = (z.shape[1], z.shape[2])
+    rest, total, indices, terms = to_nchw(z), 0.0, [], []
+    for s, (weight, bias) in zip(scales, convolutions):
+        windows = to_nhwc(F.interpolate(rest, size=(s, s), mode="area"))
+        found = nearest(windows.detach().reshape(-1, z.shape[-1]), codes.detach())
+        indices.append(found.reshape(z.shape[0], -1))
+        h = to_nchw(codes[found].reshape(windows.shape))
+        h = F.interpolate(h, size=side, mode="bilinear", align_corners=False)
+        h = (1 - share) * h + share * F.conv2d(h, weight.permute(3, 2, 0, 1), bias, padding=1)
+        total = total + h
+        rest = rest - h.detach()
+        terms.append(vq_terms(z, to_nhwc(total)))
+    flat = z.reshape(-1, z.shape[-1])
+    z_q = estimator(flat, to_nhwc(total).detach().reshape(flat.shape)).reshape(z.shape)
+    return z_q, torch.cat(indices, 1), [sum(t) / len(scales) for t in zip(*terms)]
+
+
+def quantizer_cases():
+    """(name, settings, z, variables by our names, function of estimator, z and the variables)."""
+    stream = iter(range(60000, 61000))
+
+    def g(*shape, scale=1.5):
+        return grid(next(stream), shape, scale)
+
+    z = g(9, 6)
+    books = {f"quantizer.level{i + 1}.codebook": g(11, 6, scale=1.5 / 2**i) for i in range(4)}
+    yield ("residual", dict(levels=4, codes=11, dim=6), z, books, lambda e, z, *v: residual_vq(e, z, v))
+    yield ("cosine", dict(codes=13, dim=6), g(9, 6), {"quantizer.codebook": g(13, 6)}, cosine_vq)
+    yield ("factorised", dict(metric="cosine", codes=13, dim=6, code_dim=3), g(9, 6),
+           {"quantizer.in.weight": g(6, 3), "quantizer.in.bias": g(3), "quantizer.book.codebook": g(13, 3),
+            "quantizer.out.weight": g(3, 6), "quantizer.out.bias": g(6)}, factorised_vq)
+    scales, share = [1, 2, 4, 5], 0.5
+    variables = {"quantizer.book.codebook": g(17, 3)}
+    for s in scales:
+        variables[f"quantizer.phi{s}.weight"] = g(3, 3, 3, 3, scale=0.5)
+        variables[f"quantizer.phi{s}.bias"] = g(3, scale=0.25)
+    yield ("multi-scale", dict(codes=17, dim=3, side=5, scales=scales, phi=share), g(2, 5, 5, 3), variables,
+           lambda e, z, codes, *v: multi_scale_vq(e, z, codes, scales, share, list(zip(v[::2], v[1::2]))))
+
+
+def quantizers():
+    cases = []
+    for number, (name, settings, z, variables, function) in enumerate(quantizer_cases()):
+        for estimator_name, estimator in (("ste", torch_vqvae.straight_through), ("rotation", rotation)):
+            leaf = z.clone().requires_grad_()
+            leaves = {n: v.clone().requires_grad_() for n, v in variables.items()}
+            z_q, indices, (codebook, commitment) = function(estimator, leaf, *leaves.values())
+            cotangent = grid(61000 + number, z_q.shape)
+            ((cotangent * z_q).sum() + BETA * codebook + GAMMA * commitment).backward()
+            cases.append(dict(quantizer=name, estimator=estimator_name, settings=settings, z=array(z),
+                              variables={n: array(v) for n, v in variables.items()}, cotangent=array(cotangent),
+                              z_q=array(z_q), indices=array(indices), codebook=codebook.item(),
+                              commitment=commitment.item(), gradient=array(leaf.grad),
+                              gradients={n: array(v.grad) for n, v in leaves.items()}))
+    return dict(about="Composed quantizers in PyTorch, in float64. gradients: of sum(cotangent * z_q) + beta codebook + "
+                      "gamma commitment.", torch=torch.__version__, beta=BETA, gamma=GAMMA, cases=cases)
+
+
 # ---- ops ------------------------------------------------------------------------------------------------------------
 
 
@@ -700,7 +799,8 @@ def dump(value, indent=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "../tests/goldens"))
-    parser.add_argument("--only", choices=["vqvae_ten_steps", "estimators", "ops", "grids", "codebook_rules"])
+    parser.add_argument("--only", choices=["vqvae_ten_steps", "estimators", "quantizers", "ops", "grids",
+                                           "codebook_rules"])
     parser.add_argument("--seeds", type=int, metavar="N",
                         help="write nothing: try the ten steps with seeds 1..N, to choose one that noise leaves alone")
     args = parser.parse_args()
@@ -714,8 +814,8 @@ def main():
             ten_steps()
         return
     os.makedirs(args.out, exist_ok=True)
-    for name, make in (("ops", ops), ("estimators", estimators), ("grids", grids), ("codebook_rules", codebook_rules),
-                       ("vqvae_ten_steps", ten_steps)):
+    for name, make in (("ops", ops), ("estimators", estimators), ("quantizers", quantizers), ("grids", grids),
+                       ("codebook_rules", codebook_rules), ("vqvae_ten_steps", ten_steps)):
         if args.only in (None, name):
             with open(os.path.join(args.out, name + ".json"), "w", encoding="utf-8") as f:
                 f.write(dump(make()) + "\n")

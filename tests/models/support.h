@@ -7,6 +7,7 @@
 
 #include "core/backend.h"
 #include "core/program.h"
+#include "ops/elementwise.h"
 
 namespace sg::models_test {
 
@@ -20,6 +21,18 @@ struct Feed {
 inline std::vector<Tensor> run_once(const Tape& tape, const std::vector<Value>& fetches,
                                     const std::vector<Feed>& feeds = {}, std::string_view backend_name = "reference") {
   Program program = compile(tape, fetches, backend(backend_name));
+  for (const Feed& feed : feeds) program.feed(feed.input, feed.value);
+  program.run();
+  std::vector<Tensor> out;
+  for (const Value fetch : fetches) out.push_back(program.fetch(fetch));
+  return out;
+}
+
+// The same in double, with the reference: it computes in double whatever the types are, and only a constant that the
+// compiler folds is rounded to its type.
+inline std::vector<Tensor> exactly(const Tape& tape, std::vector<Value> fetches, const std::vector<Feed>& feeds = {}) {
+  for (Value& v : fetches) v = cast(v, DType::f64);
+  Program program = compile(tape, fetches, backend("reference"), {.optimize = false});
   for (const Feed& feed : feeds) program.feed(feed.input, feed.value);
   program.run();
   std::vector<Tensor> out;
