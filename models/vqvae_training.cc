@@ -61,7 +61,7 @@ Value TrainStep::metric(std::string_view name) const {
   fail(ErrorKind::usage, "training step: no metric '{}'", name);
 }
 
-TrainStep build_train_step(Tape& tape, VqVaeTraining& training) {
+TrainStep build_train_step(Tape& tape, VqVaeTraining& training, IfUnreachable untrained) {
   VqVae& model = training.model();
   Quantizer& quantizer = model.quantizer();
   const VqVaeConfig& c = model.config();
@@ -81,6 +81,7 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training) {
   if (const Value term = quantizer.estimator_term(step.reconstruction, quantized))
     through_quantizer = through_quantizer + term;
   const Value from_reconstruction = gradient(through_quantizer, out.latents, IfUnreachable::zero);
+  step.terms = {{"reconstruction", through_quantizer}};
   Value gamma, losses;
   for (const LossTerm& term : quantized.losses) {
     Value weighted = term.weight * term.value;
@@ -89,7 +90,9 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training) {
               stop_gradient(norm_of(from_reconstruction) / (norm_of(gradient(term.value, out.latents)) + 1e-12));
       weighted = gamma * term.value;
     }
-    if (term.weight != 0) losses = losses ? losses + weighted : weighted;
+    if (term.weight == 0) continue;
+    losses = losses ? losses + weighted : weighted;
+    step.terms.push_back({term.name, weighted});
   }
   step.total = losses ? through_quantizer + losses : through_quantizer;
   const Value from_losses = losses ? gradient(losses, out.latents, IfUnreachable::zero) : Value();
@@ -97,7 +100,7 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training) {
   const std::span<Variable* const> parameters = training.optimizer().parameters();
   std::vector<Value> wrt;
   for (Variable* p : parameters) wrt.push_back(tape.read(*p));
-  std::vector<Value> grads = gradients(step.total, wrt);
+  std::vector<Value> grads = gradients(step.total, wrt, untrained);
 
   Value norm;
   if (c.clip > 0) {
@@ -140,6 +143,31 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training) {
   step.metrics.insert(step.metrics.end(), rest.begin(), rest.end());
   if (gamma) step.metrics.push_back({"gamma", gamma});
   return step;
+}
+
+Audit audit_step(const Tape& tape, const TrainStep& step, const VqVaeTraining& training) {
+  return audit(tape, step.terms, training.optimizer().parameters(), training.model().state());
+}
+
+std::vector<FlowExpectation> flow_contract(const TrainStep& step, const VqVae& model) {
+  std::vector<FlowExpectation> wanted{{"reconstruction", "decoder.*", FlowIs::live},
+                                      {"reconstruction", "encoder.*", FlowIs::live}};
+  std::vector<std::string> codebooks;
+  for (const Variable* v : model.quantizer().parameters())
+    if (v->name().ends_with(".codebook")) codebooks.push_back(v->name());
+  for (const std::string& codebook : codebooks)
+    if (!model.config().quantizer.estimator.def.reaches_codes)
+      wanted.push_back({"reconstruction", codebook, FlowIs::not_live});
+  for (const AuditTerm& term : step.terms) {
+    if (term.name == "reconstruction") continue;
+    wanted.push_back({term.name, "decoder.*", FlowIs::unconnected});
+    const bool trains_codes = term.name == "codebook";
+    if (!trains_codes && term.name != "commitment") continue;
+    wanted.push_back({term.name, "encoder.*", trains_codes ? FlowIs::not_live : FlowIs::live});
+    for (const std::string& codebook : codebooks)
+      wanted.push_back({term.name, codebook, trains_codes ? FlowIs::live : FlowIs::not_live});
+  }
+  return wanted;
 }
 
 std::vector<Value> Evaluation::fetches() const {

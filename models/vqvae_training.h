@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "core/audit.h"
+#include "core/autodiff.h"
 #include "core/backend.h"
 #include "models/optim.h"
 #include "models/statistics.h"
@@ -45,6 +47,7 @@ struct TrainStep {
   Value reconstructions;                      // (batch,H,W,C), of the parameters before this step's update
   Value total, reconstruction;                // losses
   Quantized quantized;                        // with the quantizer's losses, unweighted
+  std::vector<AuditTerm> terms;               // what total is the sum of: "reconstruction", then each loss that counts
   std::vector<NamedValue> metrics;            // everything to log, scalars, in a fixed order: see build_train_step
   std::vector<Value> fetches() const;         // the metrics' values
   Value metric(std::string_view name) const;  // Error{usage} where there is none
@@ -63,17 +66,26 @@ struct TrainStep {
 //                                                 and of the quantizer's losses together, weighted
 //   gamma                                         weight of the commitment loss, where it is balanced
 //   grad_norm                                     of all parameters' gradients together, before clipping
-TrainStep build_train_step(Tape& tape, VqVaeTraining& training);
+// untrained: what becomes of a parameter that no loss reaches. An error, or a gradient of zero, which audit_step()
+// names.
+TrainStep build_train_step(Tape& tape, VqVaeTraining& training, IfUnreachable untrained = IfUnreachable::error);
+
+// Each term of a recorded step against each parameter, and against the model's state.
+Audit audit_step(const Tape& tape, const TrainStep& step, const VqVaeTraining& training);
+// Which term of it trains what: the reconstruction the decoder and, through the estimator, the encoder; the codebook
+// loss the codebooks that are parameters and not the encoder; the commitment loss the encoder and no codebook; none of
+// the quantizer's losses the decoder. The reconstruction trains a codebook only where the estimator says so.
+std::vector<FlowExpectation> flow_contract(const TrainStep& step, const VqVae& model);
 
 // Sums over the images of a batch, each image weighted: fill a last, partial batch with any images of weight 0. Divide
 // by the totals of the weights (and by elements of an image, or rows of an image) to get exact means over a data set.
 struct Evaluation {
-  Value images, weights;     // inputs: f32 (N,H,W,C), f32 (N)
-  Value reconstructions;     // (N,H,W,C)
-  Value squared_error;       // sum w |x - xh|^2, scalar
-  Value quantization_error;  // sum over rows w |z - q|^2
-  Value relative_error;      // sum over rows w |z - q|^2 / |z|^2
-  Value counts;              // f32 (L K): sum of w over rows with that code, book after book
+  Value images, weights;             // inputs: f32 (N,H,W,C), f32 (N)
+  Value reconstructions;             // (N,H,W,C)
+  Value squared_error;               // sum w |x - xh|^2, scalar
+  Value quantization_error;          // sum over rows w |z - q|^2
+  Value relative_error;              // sum over rows w |z - q|^2 / |z|^2
+  Value counts;                      // f32 (L K): sum of w over rows with that code, book after book
   std::int64_t rows = 0, width = 0;  // compared rows of an image, and their length
   std::vector<Value> fetches() const;
 };

@@ -1,5 +1,7 @@
 #include "tools/trainer.h"
 
+#include <fmt/ranges.h>
+
 #include <chrono>
 #include <cmath>
 #include <optional>
@@ -11,6 +13,7 @@
 #include "tools/data/loader.h"
 #include "tools/evaluation.h"
 #include "tools/files.h"
+#include "tools/flow_report.h"
 #include "tools/progress.h"
 #include "tools/session.h"
 
@@ -61,6 +64,7 @@ class Trainer {
   std::unique_ptr<Loader> loader_;
   Tape tape_;
   TrainStep recorded_;
+  FlowReport flow_;
   std::optional<Program> program_;
   Tensor rate_{TensorType{DType::f32, {}}};
   double train_seconds_ = 0;
@@ -89,7 +93,14 @@ Trainer::Trainer(const TrainRequest& request)
       fail(ErrorKind::usage, "{} has done all of its {} steps; give a larger --steps to train on", request.out.string(),
            step_);
   }
-  recorded_ = build_train_step(tape_, training_);
+  recorded_ = build_train_step(tape_, training_, IfUnreachable::zero);
+  flow_ = report_flow(tape_, recorded_, training_);
+  if (!flow_.problems.empty() && !request.allow_untrained)
+    fail(
+        ErrorKind::contract,
+        "this model would not be trained as a whole:\n{}\n`stopgrad audit` with the same flags shows which term trains "
+        "what; --allow-untrained trains it all the same",
+        fmt::join(flow_.problems, "\n"));
   program_.emplace(compile(tape_, recorded_.fetches(), backend_, {.check_finite = config_.check_finite}));
 }
 
@@ -115,6 +126,9 @@ void Trainer::print_heading() const {
              static_cast<double>(rows) * quantizer.bits_per_row(), data_.train.image_bytes() * 8,
              static_cast<double>(weights) / 1e6);
   fmt::print("  {}: {}\n", config_.quantizer, quantizer.describe());
+  fmt::print("{}", short_text(flow_));
+  for (const auto* messages : {&flow_.problems, &flow_.violations})
+    for (const std::string& message : *messages) fmt::print("  warning: {}\n", message);
   fmt::print("  {} {:g}, batch {}, backend {} with {} thread{}\n", config_.optimizer, config_.lr, config_.batch,
              config_.backend, threads(), threads() == 1 ? "" : "s");
   fmt::print("  {} {} to {} ({:.2f} epochs in all), written to {}\n", request_.resume ? "resuming: steps" : "steps",

@@ -74,6 +74,25 @@ TrainConfig ConfigFlags::over(TrainConfig base) const {
   return base;
 }
 
+Described describe(const std::string& what, const ConfigFlags& flags) {
+  Described d{{}, {28, 28, 1}};
+  std::error_code ec;
+  if (std::filesystem::is_directory(what, ec)) {
+    const RunFolder folder = RunFolder::open(what);
+    d.config = read_config(folder.config(), {});
+    d.images = read_checkpoint(folder.checkpoint()).images;
+  } else {
+    d.config.model = what;
+    if (flags.given("preset")) {
+      const VqVaeConfig sizes = vqvae_preset(flags.values().preset);
+      d.images = {sizes.height, sizes.width, sizes.channels};
+    }
+  }
+  d.config = flags.over(d.config);
+  validate(d.config);
+  return d;
+}
+
 int run_program(int argc, const char* const* argv) {
   CLI::App app("stopgrad: train and use vector-quantized autoencoders.", "stopgrad");
   app.set_version_flag("--version", std::string("stopgrad ") + SG_VERSION);
@@ -89,6 +108,7 @@ int run_program(int argc, const char* const* argv) {
   add_encode(app);
   add_decode(app);
   add_tape(app);
+  add_audit(app);
   add_info(app);
   add_bench(app);
   add_probe(app);

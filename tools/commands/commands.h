@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tools/config.h"
+#include "tools/session.h"
 
 namespace sg::tools {
 
@@ -19,13 +20,14 @@ void add_evaluate(CLI::App& app);
 void add_encode(CLI::App& app);
 void add_decode(CLI::App& app);
 void add_tape(CLI::App& app);
+void add_audit(CLI::App& app);
 void add_info(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_probe(CLI::App& app);
 void add_toy(CLI::App& app);
 
-// Flags for the settings of some groups, by the group's name up to a parenthesis. Values given on the command line go over
-// those of a config file or a run.
+// Flags for the settings of some groups, by the group's name up to a parenthesis. Values given on the command line go
+// over those of a config file or a run.
 class ConfigFlags {
  public:
   ConfigFlags(CLI::App& command, std::vector<std::string_view> groups);
@@ -43,5 +45,13 @@ class ConfigFlags {
   TrainConfig values_;
   std::vector<Flag> flags_;
 };
+
+// What `tape` and `audit` are asked about: a run folder, or a model by name with the images of its preset. Only sizes
+// matter there.
+struct Described {
+  TrainConfig config;
+  ImageSize images;
+};
+Described describe(const std::string& what, const ConfigFlags& flags);
 
 }  // namespace sg::tools

@@ -60,25 +60,7 @@ std::string to_svg(const std::string& dot) {
 }
 
 void show_tape(const TapeArguments& a) {
-  // A folder is a run; anything else names a model. Only sizes matter here, so images are those of the preset or the
-  // run.
-  std::error_code ec;
-  TrainConfig config;
-  ImageSize images{28, 28, 1};
-  if (std::filesystem::is_directory(a.what, ec)) {
-    LoadedRun run = load_run(a.what);
-    config = run.config;
-    images = run.images;
-  } else {
-    config.model = a.what;
-    if (a.flags->given("preset")) {
-      const VqVaeConfig sizes = vqvae_preset(a.flags->values().preset);
-      images = {sizes.height, sizes.width, sizes.channels};
-    }
-  }
-  config = a.flags->over(config);
-  validate(config);
-
+  const auto [config, images] = describe(a.what, *a.flags);
   VqVae model(model_config(config, images));
   VqVaeTraining training(model);
   Tape tape;

@@ -11,6 +11,7 @@ namespace {
 struct TrainArguments {
   std::string model, config, out, resume;
   std::int64_t stop_after = 0;
+  bool allow_untrained = false;
   std::unique_ptr<ConfigFlags> flags;
 };
 
@@ -22,7 +23,7 @@ TrainRequest new_run(const TrainArguments& a) {
     base = read_config(a.config, base);
   }
   if (!a.model.empty()) base.model = a.model;
-  TrainRequest request{a.flags->over(base), a.out, false, a.stop_after};
+  TrainRequest request{a.flags->over(base), a.out, false, a.allow_untrained, a.stop_after};
   validate(request.config);
   if (request.out.empty()) request.out = next_run_path(request.config.model);
   return request;
@@ -45,7 +46,7 @@ TrainRequest resumed_run(const TrainArguments& a) {
     if (!field.resume_may_change && text_of(config, field) != text_of(saved, field))
       fail(ErrorKind::usage, "train: {} is {} in {}; a resumed run cannot change it to {}", flag_of(field),
            text_of(saved, field), folder.config().string(), text_of(config, field));
-  return {config, a.resume, true, a.stop_after};
+  return {config, a.resume, true, a.allow_untrained, a.stop_after};
 }
 
 }  // namespace
@@ -61,6 +62,8 @@ void add_train(CLI::App& app) {
   command->add_option("--resume", a->resume, "go on with the run in this folder, exactly as if it had not stopped");
   command->add_option("--stop-after", a->stop_after, "stop after this step as Ctrl-C would; 0: never")
       ->check(CLI::NonNegativeNumber);
+  command->add_flag("--allow-untrained", a->allow_untrained,
+                    "train although the audit of the gradient flow found parameters that nothing trains");
   a->flags = std::make_unique<ConfigFlags>(
       *command, std::vector<std::string_view>{"Model", "Data", "Quantizer", "Training", "Run"});
   command->footer(
