@@ -303,6 +303,45 @@ void set_from_toml(TrainConfig& config, const ConfigField& field, const toml::no
              field.member);
 }
 
+toml::table parse(const std::filesystem::path& path) {
+  const std::vector<std::byte> bytes = read_file(path);
+  try {
+    return toml::parse(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()), path.string());
+  } catch (const toml::parse_error& e) {
+    fail(ErrorKind::usage, "{}:{}: not valid TOML: {}", path.string(), e.source().begin.line, e.description());
+  }
+}
+
+TrainConfig config_of(const toml::table& table, const std::string& file, const TrainConfig& base,
+                      std::vector<std::string>* seen) {
+  TrainConfig config = base;
+  if (const toml::node* preset = table.get("preset")) {
+    set_from_toml(config, *find_field("preset"), *preset, file);
+    apply_preset(config, std::string(config.preset));
+  }
+  for (const auto& [key, node] : table) {
+    const ConfigField* field = find_field(key.str());
+    if (field == nullptr)
+      fail(ErrorKind::usage, "{}:{}: unknown setting '{}' (`stopgrad train --help` lists them, '-' written as '_')",
+           file, key.source().begin.line, key.str());
+    set_from_toml(config, *field, node, file);
+    if (seen != nullptr) seen->emplace_back(key.str());
+  }
+  return config;
+}
+
+// The fields, group by group.
+std::string fields_to_toml(const TrainConfig& config) {
+  std::string out;
+  std::string_view group;
+  for (const ConfigField& field : config_fields()) {
+    if (field.group != group) out += fmt::format("\n# {}\n", group = field.group);
+    const std::string setting = fmt::format("{} = {}", field.key, text_of(config, field));
+    out += fmt::format("{:<32} # {}\n", setting, field.full_help());
+  }
+  return out;
+}
+
 }  // namespace
 
 std::span<const ConfigField> config_fields() {
@@ -361,7 +400,7 @@ void set_from_text(TrainConfig& config, const ConfigField& field, const std::str
                       [&](std::vector<std::int64_t> TrainConfig::*m) {
                         (config.*m).clear();
                         for (std::string_view rest = text; !rest.empty();) {
-                          const std::size_t comma = rest.find(',');
+                          const std::size_t comma = rest.find_first_of(",x");
                           parse(rest.substr(0, comma), (config.*m).emplace_back(), "a list as 8,5,5");
                           rest = comma == std::string_view::npos ? std::string_view{} : rest.substr(comma + 1);
                         }
@@ -391,39 +430,53 @@ void validate(const TrainConfig& config) {
 }
 
 TrainConfig read_config(const std::filesystem::path& path, const TrainConfig& base, std::vector<std::string>* seen) {
-  const std::vector<std::byte> bytes = read_file(path);
+  return config_of(parse(path), path.string(), base, seen);
+}
+
+ComparisonSettings read_comparison(const std::filesystem::path& path) {
+  toml::table table = parse(path);
   const std::string file = path.string();
-  toml::table table;
-  try {
-    table = toml::parse(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()), file);
-  } catch (const toml::parse_error& e) {
-    fail(ErrorKind::usage, "{}:{}: not valid TOML: {}", file, e.source().begin.line, e.description());
+  ComparisonSettings settings;
+  if (const toml::node* node = table.get("compare")) {
+    const toml::table* own = node->as_table();
+    const auto check = [&](bool ok, std::string_view what) {
+      if (!ok) fail(ErrorKind::usage, "{}: [compare] {}", file, what);
+    };
+    check(own != nullptr, "must be a table of vary, seeds and pictures");
+    for (const auto& [key, value] : *own) {
+      if (key == "vary") {
+        check(value.is_array(), "vary must be a list of texts, as \"estimator=ste,rotation\"");
+        for (const toml::node& axis : *value.as_array()) {
+          check(axis.is_string(), "vary must be a list of texts, as \"estimator=ste,rotation\"");
+          settings.vary.push_back(*axis.value<std::string>());
+        }
+      } else if (key == "seeds") {
+        check(value.is_integer(), "seeds must be a whole number");
+        settings.seeds = *value.value<std::int64_t>();
+      } else {
+        check(key == "pictures" && value.is_boolean(), "has vary, seeds, and pictures, which is true or false");
+        settings.pictures = *value.value<bool>();
+      }
+    }
+    table.erase("compare");
   }
-  TrainConfig config = base;
-  if (const toml::node* preset = table.get("preset")) {
-    set_from_toml(config, *find_field("preset"), *preset, file);
-    apply_preset(config, std::string(config.preset));
-  }
-  for (const auto& [key, node] : table) {
-    const ConfigField* field = find_field(key.str());
-    if (field == nullptr)
-      fail(ErrorKind::usage, "{}:{}: unknown setting '{}' (`stopgrad train --help` lists them, '-' written as '_')",
-           file, key.source().begin.line, key.str());
-    set_from_toml(config, *field, node, file);
-    if (seen != nullptr) seen->emplace_back(key.str());
-  }
-  return config;
+  settings.base = config_of(table, file, {}, nullptr);
+  return settings;
 }
 
 std::string to_toml(const TrainConfig& config) {
-  std::string out = "# Settings of one training run. `stopgrad train --config FILE` runs it again.\n";
-  std::string_view group;
-  for (const ConfigField& field : config_fields()) {
-    if (field.group != group) out += fmt::format("\n# {}\n", group = field.group);
-    const std::string setting = fmt::format("{} = {}", field.key, text_of(config, field));
-    out += fmt::format("{:<32} # {}\n", setting, field.full_help());
-  }
-  return out;
+  return "# Settings of one training run. `stopgrad train --config FILE` runs it again.\n" + fields_to_toml(config);
+}
+
+std::string to_toml(const ComparisonSettings& settings) {
+  std::string axes;
+  for (const std::string& axis : settings.vary) axes += (axes.empty() ? "" : ", ") + toml_string(axis);
+  return "# Settings of a comparison. `stopgrad compare --config FILE` runs it again, or goes on with it.\n" +
+         fields_to_toml(settings.base) +
+         fmt::format(
+             "\n[compare]\nvary = [{}]  # each combination of these values, over the settings above\n"
+             "seeds = {}  # runs of each, with the seed above, the next, ...\npictures = {}  # of each run\n",
+             axes, settings.seeds, settings.pictures);
 }
 
 }  // namespace sg::tools

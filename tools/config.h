@@ -62,7 +62,7 @@ std::span<const ConfigField> config_fields();
 std::string flag_of(const ConfigField& field);
 const ConfigField* find_field(std::string_view key);                       // null where there is none
 std::string text_of(const TrainConfig& config, const ConfigField& field);  // as TOML writes it
-// Sets the field from text as a flag gives it: words bare, lists as 8,5,5. Error{usage} naming the flag.
+// Sets the field from text as a flag gives it: words bare, lists as 8,5,5 or 8x5x5. Error{usage} naming the flag.
 void set_from_text(TrainConfig& config, const ConfigField& field, const std::string& text);
 
 // Presets: "fashion" (28x28x1 images, the network that the documentation measures) and "large" (32x32x3).
@@ -77,6 +77,17 @@ void validate(const TrainConfig& config);
 // file.
 TrainConfig read_config(const std::filesystem::path& path, const TrainConfig& base,
                         std::vector<std::string>* seen = nullptr);
+
+// What `compare` runs (compare.toml): every combination of the values of the axes, over the base, with every seed.
+struct ComparisonSettings {
+  TrainConfig base;               // its seed is the first
+  std::vector<std::string> vary;  // axes: "estimator=ste,rotation"; see tools/comparison.h
+  std::int64_t seeds = 3;
+  bool pictures = false;  // of each run
+};
+// As read_config, with the table [compare] of vary, seeds, pictures.
+ComparisonSettings read_comparison(const std::filesystem::path& path);
+std::string to_toml(const ComparisonSettings& settings);
 
 // Every field with its help as a comment; read_config gives the same config back.
 std::string to_toml(const TrainConfig& config);

@@ -9,8 +9,9 @@ namespace {
 
 constexpr std::size_t kPoints = 400;
 
-// A metric over steps; long runs are averaged over equal stretches of steps.
-Curve curve_of(const std::vector<Metrics>& history, std::string_view name, std::string label, bool thin = false) {
+}  // namespace
+
+Curve curve_of(const std::vector<Metrics>& history, std::string_view name, std::string label, bool thin) {
   Curve curve;
   curve.label = std::move(label);
   curve.thin = thin;
@@ -24,8 +25,6 @@ Curve curve_of(const std::vector<Metrics>& history, std::string_view name, std::
   }
   return curve;
 }
-
-}  // namespace
 
 Image draw_curves(const std::vector<Metrics>& history) {
   const auto c = [&](std::string_view name, std::string label, bool thin = false) {

@@ -1,3 +1,3 @@
-#include "tools/commands/commands.h"
+#include "tools/program.h"
 
 int main(int argc, char** argv) { return sg::tools::run_program(argc, argv); }

@@ -113,12 +113,32 @@ struct Range {
   bool empty() const { return lo > hi; }
 };
 
+Color color_of(const Panel& panel, std::size_t k) {
+  const Color color = panel.curves[k].color;
+  return color == Color{} ? palette(k) : color;
+}
+
 bool drawable(const Panel& panel, double x, double y) {
   return std::isfinite(x) && std::isfinite(y) && (!panel.log_y || y > 0);
 }
 
+void draw_legend(Canvas canvas, const Panel& panel, int x0, int y0, PanelSize size) {
+  constexpr int kLine = 24;
+  const int lines = (size.height - kTop) / kLine;
+  canvas.text(x0 + kLeft, y0 + 14, panel.title, kInk);
+  int x = x0 + kLeft, line = 0, widest = 0;
+  for (std::size_t k = 0; k < panel.curves.size(); ++k) {
+    if (line == lines) x += widest + 60, line = 0, widest = 0;
+    const int y = y0 + kTop - 24 + kLine * line++;
+    canvas.rectangle(x, y + 6, x + 22, y + 9, color_of(panel, k));
+    canvas.text(x + 28, y, panel.curves[k].label, kInk);
+    widest = std::max(widest, Canvas::text_width(panel.curves[k].label));
+  }
+}
+
 void draw_panel(Canvas canvas, const Panel& panel, int x0, int y0, PanelSize size) {
   const int left = x0 + kLeft, right = x0 + size.width - kRight, top = y0 + kTop, bottom = y0 + size.height - kBottom;
+  if (panel.legend) return draw_legend(canvas, panel, x0, y0, size);
   canvas.text(left, y0 + 14, panel.title, kInk);
 
   Range xs, ys;
@@ -165,7 +185,7 @@ void draw_panel(Canvas canvas, const Panel& panel, int x0, int y0, PanelSize siz
   int legend = left;
   for (std::size_t k = 0; k < panel.curves.size(); ++k) {
     const Curve& curve = panel.curves[k];
-    const Color color = curve.color == Color{} ? kPalette[k % kPalette.size()] : curve.color;
+    const Color color = color_of(panel, k);
     const double width = curve.thin ? 1.0 : 2.0;
     bool pen_down = false;
     double last_x = 0, last_y = 0;
@@ -186,6 +206,18 @@ void draw_panel(Canvas canvas, const Panel& panel, int x0, int y0, PanelSize siz
 }
 
 }  // namespace
+
+std::array<std::uint8_t, 3> palette(std::size_t i) {
+  if (i < kPalette.size()) return kPalette[i];
+  const double hue = 6 * std::fmod(0.618034 * static_cast<double>(i), 1.0), light = i % 2 == 0 ? 0.75 : 0.55;
+  Color color{};
+  for (int c = 0; c < 3; ++c) {
+    const double distance = std::abs(std::fmod(hue + 2.0 * c, 6.0) - 3.0);  // 3 at the channel's own hue
+    color[static_cast<std::size_t>(c)] =
+        static_cast<std::uint8_t>(std::lround(255 * light * std::clamp(distance - 1.0, 0.05, 1.0)));
+  }
+  return color;
+}
 
 Image draw_panels(const std::vector<Panel>& panels, int columns, PanelSize size) {
   const int count = static_cast<int>(panels.size()), rows = (count + columns - 1) / columns;

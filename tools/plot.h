@@ -20,11 +20,15 @@ struct Panel {
   bool log_y = false;      // values <= 0 are left out
   bool from_zero = false;  // the y axis includes 0
   std::vector<Curve> curves;
+  bool legend = false;  // no axes: a list of the curves' labels
 };
 
 struct PanelSize {
   int width = 720, height = 420;  // pixels, with the labels
 };
+
+// Colours that are easy to tell apart: six, then others around the circle of hues.
+std::array<std::uint8_t, 3> palette(std::size_t i);
 
 // The panels in a grid, left to right, top to bottom.
 Image draw_panels(const std::vector<Panel>& panels, int columns, PanelSize size = {});

@@ -14,6 +14,7 @@
 #include "tools/evaluation.h"
 #include "tools/files.h"
 #include "tools/flow_report.h"
+#include "tools/program.h"
 #include "tools/progress.h"
 #include "tools/session.h"
 
@@ -34,7 +35,7 @@ std::int64_t steps_of(const TrainConfig& config, const Dataset& data) {
 class Trainer {
  public:
   explicit Trainer(const TrainRequest& request);
-  void run();
+  TrainResult run();
 
  private:
   void open_folder();
@@ -45,13 +46,15 @@ class Trainer {
   std::string last_checkpoint() const;
   void save();
   void draw_pictures();
-  void finish(bool interrupted);
+  TrainResult finish();
+  void print_end(const TrainResult& result) const;
   Schedule schedule() const;
 
   const TrainRequest& request_;
   TrainConfig config_;
   Backend& backend_;
-  Dataset data_;
+  std::optional<Dataset> loaded_;
+  const Dataset& data_;
   ImageSize images_;
   std::int64_t steps_;
   VqVaeConfig model_config_;
@@ -74,7 +77,7 @@ Trainer::Trainer(const TrainRequest& request)
     : request_(request),
       config_(request.config),
       backend_(start_backend(config_)),
-      data_(load_dataset(data_options(config_))),
+      data_(request.data != nullptr ? *request.data : loaded_.emplace(load_dataset(data_options(config_)))),
       images_(size_of(data_.train)),
       steps_(steps_of(config_, data_)),
       model_config_(model_config(config_, images_, steps_)),
@@ -96,11 +99,10 @@ Trainer::Trainer(const TrainRequest& request)
   recorded_ = build_train_step(tape_, training_, IfUnreachable::zero);
   flow_ = report_flow(tape_, recorded_, training_);
   if (!flow_.problems.empty() && !request.allow_untrained)
-    fail(
-        ErrorKind::contract,
-        "this model would not be trained as a whole:\n{}\n`stopgrad audit` with the same flags shows which term trains "
-        "what; --allow-untrained trains it all the same",
-        fmt::join(flow_.problems, "\n"));
+    fail(ErrorKind::contract,
+         "this model would not be trained as a whole:\n{}\n`{} audit` with the same flags shows which term trains "
+         "what; --allow-untrained trains it all the same",
+         fmt::join(flow_.problems, "\n"), program_name());
   program_.emplace(compile(tape_, recorded_.fetches(), backend_, {.check_finite = config_.check_finite}));
 }
 
@@ -115,6 +117,7 @@ void Trainer::open_folder() {
 }
 
 void Trainer::print_heading() const {
+  if (request_.quiet) return;
   std::int64_t weights = 0;
   for (const Variable* v : training_.optimizer().parameters()) weights += v->value().elements();
   const Quantizer& quantizer = model_.quantizer();
@@ -134,13 +137,14 @@ void Trainer::print_heading() const {
   fmt::print("  {} {} to {} ({:.2f} epochs in all), written to {}\n", request_.resume ? "resuming: steps" : "steps",
              step_ + 1, steps_, static_cast<double>(steps_) / static_cast<double>(data_.train.count / config_.batch),
              folder_->path().string());
-  fmt::print("  Ctrl-C saves and stops; `stopgrad train --resume {}` goes on\n", folder_->path().string());
+  fmt::print("  Ctrl-C saves and stops; `{} train --resume {}` goes on\n", program_name(), folder_->path().string());
   std::fflush(stdout);
 }
 
 // What the rotation trick and others are most often brought down by shows before anything is trained: codes that are
 // much shorter than what they stand for, few codes in use, one loss term that outweighs the other at z.
 void Trainer::print_first_step(const Metrics& m) const {
+  if (request_.quiet) return;
   const std::int64_t codes = model_.quantizer().all_codes();
   const double ratio = metric(m, "norm_ratio"), reconstruction = metric(m, "grad_reconstruction"),
                commitment = metric(m, "grad_commitment");
@@ -204,7 +208,7 @@ void Trainer::draw_pictures() {
   save_png(folder_->curves(), draw_curves(history_));
 }
 
-void Trainer::run() {
+TrainResult Trainer::run() {
   open_folder();
   print_heading();
   loader_ = std::make_unique<Loader>(data_.train, config_.batch, model_config_.seed, step_);
@@ -234,7 +238,7 @@ void Trainer::run() {
       const double seconds = static_cast<double>(config_.batch) / metric(m, "images_per_second");
       pace = step_ < first_step_ + 5 ? seconds : 0.95 * pace + 0.05 * seconds;
       if (step_ == first_step_ + 1) print_first_step(m);
-      if (progress.wants_text(step_)) {
+      if (!request_.quiet && progress.wants_text(step_)) {
         progress.update(step_,
                         fmt::format("loss {:.4f}  mse {:.4f}  codes {:.0f}/{}", loss, metric(m, "reconstruction"),
                                     std::round(metric(m, "usage_window") * static_cast<double>(codes)), codes),
@@ -245,30 +249,39 @@ void Trainer::run() {
       if (config_.checkpoint_every > 0 && step_ % config_.checkpoint_every == 0 && step_ < last) save();
     }
   }
-  finish(step_ < steps_);
+  return finish();
 }
 
-void Trainer::finish(bool interrupted) {
+TrainResult Trainer::finish() {
   loader_.reset();
   save();
   program_.reset();
-  draw_pictures();
+  if (request_.pictures) draw_pictures();
+  TrainResult result{.step = step_, .finished = step_ == steps_, .interrupted = false, .test = {}};
+  if (result.finished) result.test = evaluate_model(model_, data_.test, config_.batch, backend_);
+  if (!request_.quiet) print_end(result);
+  result.interrupted = InterruptGuard::interrupted();
+  return result;
+}
+
+void Trainer::print_end(const TrainResult& result) const {
   const std::string run = folder_->path().string();
   fmt::print(
-      "{} at step {} after {} of training ({:.0f} images/s, peak memory {:.0f} MB)\n", interrupted ? "stopped" : "done",
-      step_, duration_text(train_seconds_),
+      "{} at step {} after {} of training ({:.0f} images/s, peak memory {:.0f} MB)\n",
+      result.finished ? "done" : "stopped", step_, duration_text(train_seconds_),
       static_cast<double>(config_.batch) * static_cast<double>(step_ - first_step_) / std::max(train_seconds_, 1e-9),
       peak_memory_mb());
-  if (interrupted) {
-    fmt::print("  saved; go on with: stopgrad train --resume {}\n", run);
+  if (!result.finished) {
+    fmt::print("  saved; go on with: {} train --resume {}\n", program_name(), run);
     return;
   }
-  const EvaluationResult r = evaluate_model(model_, data_.test, config_.batch, backend_);
+  const EvaluationResult& r = result.test;
   fmt::print(
       "  test set of {} images: MSE {:.6f} (PSNR {:.2f} dB), {:.0f} of {} codes used, perplexity {:.1f}, relative "
       "error {:.4f}\n",
       r.images, r.mse, r.psnr, std::round(r.usage * static_cast<double>(r.codes)), r.codes, r.perplexity,
       r.relative_error);
+  if (!request_.pictures) return;
   fmt::print(
       "Look at:\n  {}  (originals, below each its reconstruction)\n  {}  (loss, usage, norm ratio over the steps)\n",
       folder_->reconstructions().string(), folder_->curves().string());
@@ -276,6 +289,6 @@ void Trainer::finish(bool interrupted) {
 
 }  // namespace
 
-void train(const TrainRequest& request) { Trainer(request).run(); }
+TrainResult train(const TrainRequest& request) { return Trainer(request).run(); }
 
 }  // namespace sg::tools

@@ -1,9 +1,10 @@
 // The built program, run as a user runs it: exit codes, messages, what is left behind.
+#include "tests/tools/cli.h"
+
 #include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
 
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -25,40 +26,6 @@ namespace {
 
 using namespace tools;
 
-struct Outcome {
-  int code;
-  std::string text;
-};  // text: stdout and stderr together
-
-// Through the shell, so that a test can set limits and traps before it.
-Outcome shell(const std::string& command) {
-  std::FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-  Outcome out{-1, {}};
-  std::array<char, 4096> chunk{};
-  for (std::size_t got; (got = std::fread(chunk.data(), 1, chunk.size(), pipe)) > 0;)
-    out.text.append(chunk.data(), got);
-  const int status = pclose(pipe);
-  out.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  return out;
-}
-
-Outcome stopgrad(const std::string& arguments) { return shell(SG_STOPGRAD_BINARY " " + arguments); }
-
-// A network that trains in no time.
-const std::string kSmall =
-    " --data synthetic --limit 40 --image-size 8 --hidden 8 --residual-hidden 4 --residual-blocks 1 --codes 16 "
-    "--code-dim 4 --batch 8 --window 5"
-    " --threads 1 --log-every 1000 ";
-
-// The one line of the message, without the parser's hint.
-void expect_fails(const std::string& arguments, int code, std::string_view message) {
-  const Outcome out = stopgrad(arguments);
-  EXPECT_EQ(out.code, code) << arguments << "\n" << out.text;
-  SG_EXPECT_CONTAINS(out.text, message);
-  EXPECT_EQ(out.text.rfind("stopgrad: ", 0), 0u) << out.text;
-  EXPECT_FALSE(contains(out.text, "internal error")) << out.text;
-}
-
 std::string trained(const TempFolder& folder, const std::string& name, const std::string& flags) {
   const std::string run = (folder / name).string();
   const Outcome out = stopgrad("train vqvae" + kSmall + flags + " --out " + run);
@@ -67,7 +34,7 @@ std::string trained(const TempFolder& folder, const std::string& name, const std
 }
 
 TEST(Cli, HelpHasExamplesForEachCommand) {
-  for (const char* command : {"train", "evaluate", "encode", "decode", "tape", "info", "bench"}) {
+  for (const char* command : {"train", "evaluate", "encode", "decode", "tape", "audit", "compare", "info", "bench"}) {
     const Outcome out = stopgrad(std::string(command) + " --help");
     EXPECT_EQ(out.code, 0);
     SG_EXPECT_CONTAINS(out.text, "Examples:");
@@ -323,6 +290,46 @@ TEST(Cli, DivergingRunStopsAndNamesTheStep) {
   EXPECT_EQ(checked.code, 1);
   SG_EXPECT_CONTAINS(checked.text, "stopgrad: step ");
   SG_EXPECT_CONTAINS(checked.text, "first made by");
+}
+
+TEST(Cli, TrainSaysWhatIsTrainedAndRefusesWhatIsNot) {
+  const TempFolder folder;
+  const std::string out = " --steps 2 --out " + (folder / "run").string();
+  const Outcome fine = stopgrad("train vqvae" + kSmall + out);
+  EXPECT_EQ(fine.code, 0) << fine.text;
+  SG_EXPECT_CONTAINS(fine.text, "vq: 16 codes of 4 by ema, estimator ste\n  reconstruction trains encoder, decoder\n");
+  SG_EXPECT_CONTAINS(fine.text, "  commitment     trains encoder\n  updated without gradients: quantizer.codebook");
+
+  // Nothing trains the codes: their loss has no weight, and they are no averages.
+  const std::string dead =
+      "train vqvae" + kSmall + "--codebook loss --beta 0 --revive 0 --steps 2 --out " + (folder / "dead").string();
+  expect_fails(dead, 1, "parameter 'quantizer.codebook' gets no gradient from any loss term");
+  EXPECT_FALSE(std::filesystem::exists(folder / "dead")) << "nothing may be written";
+  const Outcome allowed = stopgrad(dead + " --allow-untrained");
+  EXPECT_EQ(allowed.code, 0) << allowed.text;
+  SG_EXPECT_CONTAINS(allowed.text, "trained by nothing: quantizer.codebook");
+  SG_EXPECT_CONTAINS(allowed.text, "warning: parameter 'quantizer.codebook'");
+}
+
+TEST(Cli, AuditPrintsTheMatrix) {
+  const Outcome sound = stopgrad("audit vqvae --hidden 8 --codes 16 --codebook loss --estimator rotation");
+  EXPECT_EQ(sound.code, 0) << sound.text;
+  for (const char* part : {"encoder.* (16)", "reconstruction", "stop_gradient", "no problems"})
+    SG_EXPECT_CONTAINS(sound.text, part);
+  const Outcome dead = stopgrad("audit vqvae --hidden 8 --codes 16 --codebook loss --beta 0 --revive 0 --json");
+  EXPECT_EQ(dead.code, 1) << dead.text;
+  const auto json = nlohmann::json::parse(dead.text.substr(0, dead.text.rfind("}\n") + 2));
+  EXPECT_EQ(json["problems"].size(), 1u);
+  EXPECT_EQ(json["terms"], (std::vector<std::string>{"reconstruction", "commitment"}));
+  for (const auto& row : json["variables"])
+    if (row["variable"] == "quantizer.codebook") {
+      EXPECT_EQ(row["terms"]["commitment"]["flow"], "blocked");
+      EXPECT_FALSE(row["terms"]["commitment"]["cuts"].empty());
+    }
+  const TempFolder folder;
+  const std::string run = trained(folder, "run", "--steps 1");
+  EXPECT_EQ(stopgrad("audit " + run).code, 0);
+  expect_fails("audit nowhere", 2, "model 'nowhere' is unknown");
 }
 
 TEST(Cli, TapeDrawsStopGradientsApart) {

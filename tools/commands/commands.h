@@ -11,16 +11,13 @@
 
 namespace sg::tools {
 
-// Parses, runs, reports errors on stderr. Returns the exit code: 0, 1 (failed), 2 (the command line or a setting is
-// wrong).
-int run_program(int argc, const char* const* argv);
-
 void add_train(CLI::App& app);
 void add_evaluate(CLI::App& app);
 void add_encode(CLI::App& app);
 void add_decode(CLI::App& app);
 void add_tape(CLI::App& app);
 void add_audit(CLI::App& app);
+void add_compare(CLI::App& app);
 void add_info(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_probe(CLI::App& app);

@@ -23,7 +23,11 @@ TrainRequest new_run(const TrainArguments& a) {
     base = read_config(a.config, base);
   }
   if (!a.model.empty()) base.model = a.model;
-  TrainRequest request{a.flags->over(base), a.out, false, a.allow_untrained, a.stop_after};
+  TrainRequest request;
+  request.config = a.flags->over(base);
+  request.out = a.out;
+  request.allow_untrained = a.allow_untrained;
+  request.stop_after = a.stop_after;
   validate(request.config);
   if (request.out.empty()) request.out = next_run_path(request.config.model);
   return request;
@@ -46,7 +50,13 @@ TrainRequest resumed_run(const TrainArguments& a) {
     if (!field.resume_may_change && text_of(config, field) != text_of(saved, field))
       fail(ErrorKind::usage, "train: {} is {} in {}; a resumed run cannot change it to {}", flag_of(field),
            text_of(saved, field), folder.config().string(), text_of(config, field));
-  return {config, a.resume, true, a.allow_untrained, a.stop_after};
+  TrainRequest request;
+  request.config = config;
+  request.out = a.resume;
+  request.resume = true;
+  request.allow_untrained = a.allow_untrained;
+  request.stop_after = a.stop_after;
+  return request;
 }
 
 }  // namespace
