@@ -160,7 +160,7 @@ std::vector<FlowExpectation> flow_contract(const TrainStep& step, const VqVae& m
       wanted.push_back({"reconstruction", codebook, FlowIs::not_live});
   for (const AuditTerm& term : step.terms) {
     if (term.name == "reconstruction") continue;
-    wanted.push_back({term.name, "decoder.*", FlowIs::unconnected});
+    wanted.push_back({term.name, "decoder.*", FlowIs::not_live});
     const bool trains_codes = term.name == "codebook";
     if (!trains_codes && term.name != "commitment") continue;
     wanted.push_back({term.name, "encoder.*", trains_codes ? FlowIs::not_live : FlowIs::live});

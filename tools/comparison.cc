@@ -17,6 +17,7 @@
 #include "backends/backends.h"
 #include "core/error.h"
 #include "tools/comparison_report.h"
+#include "tools/data/loader.h"
 #include "tools/files.h"
 #include "tools/program.h"
 #include "tools/progress.h"
@@ -184,6 +185,7 @@ class Comparer {
     // Everything that can be wrong with the settings of an arm shows here, before the first run.
     for (const Arm& arm : comparison_.arms) {
       const Dataset& data = datasets_.of(arm.config);
+      const BatchOrder order(data.train.count, arm.config.batch, static_cast<std::uint32_t>(arm.config.seed));
       const VqVae model(model_config(arm.config, size_of(data.train)));
     }
     std::error_code ec;

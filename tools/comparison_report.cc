@@ -46,7 +46,8 @@ std::vector<double> values_of(const Comparison& c, std::span<const RunResult> re
 
 // Step times are shown where every run has been alone.
 bool timed(std::span<const RunResult> results) {
-  return std::none_of(results.begin(), results.end(), [](const RunResult& r) { return std::isnan(r.step_ms); });
+  return std::none_of(results.begin(), results.end(),
+                      [](const RunResult& r) { return r.state == RunState::done && std::isnan(r.step_ms); });
 }
 
 std::span<const Column> columns(bool with_times) {

@@ -37,7 +37,7 @@ std::string_view to_string(UpdateKind kind) {
   return "none";
 }
 
-// The variables of the rows that `chosen` holds for: "encoder" for all of a module, else by name or number.
+// The variables of the rows that `chosen` holds for: a few by name, "encoder" for all of a module, "encoder (5 of 12)".
 std::string modules_of(const Audit& audit, const std::function<bool(const AuditRow&)>& chosen) {
   struct Module {
     std::string name;
@@ -56,7 +56,7 @@ std::string modules_of(const Audit& audit, const std::function<bool(const AuditR
   std::vector<std::string> parts;
   for (const Module& m : modules) {
     if (m.chosen.empty()) continue;
-    if (m.chosen.size() == m.all && m.all > 1)
+    if (m.chosen.size() == m.all && m.all > 4)
       parts.push_back(m.name);
     else if (m.chosen.size() <= 4)
       parts.insert(parts.end(), m.chosen.begin(), m.chosen.end());

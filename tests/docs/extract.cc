@@ -61,6 +61,8 @@ int main(int argc, char** argv) {
     std::istringstream lines(block.text);
     for (std::string line; std::getline(lines, line);) {
       if (line.rfind("#include", 0) == 0) {
+        // A program against the installed library names its headers below stopgrad/.
+        if (const auto at = line.find("<stopgrad/"); at != std::string::npos) line.erase(at + 1, 9);
         includes += line + "\n";
         code += "\n";
       } else {

@@ -16,23 +16,29 @@ VqVaeConfig small_model() {
   return c;
 }
 
-FlowReport report_of(const VqVaeConfig& config) {
+struct Reported {
+  std::vector<std::string> problems, violations;
+  std::string text;
+};
+Reported report_of(const VqVaeConfig& config) {
   VqVae model(config);
   VqVaeTraining training(model);
   Tape tape;
   const TrainStep step = build_train_step(tape, training, IfUnreachable::zero);
-  return report_flow(tape, step, training);
+  const FlowReport report = report_flow(tape, step, training);
+  return {report.problems, report.violations, short_text(report)};
 }
 
 // False where the library refuses the combination.
-bool is_sound(const VqVaeConfig& config, const std::string& what) {
+bool is_sound(const VqVaeConfig& config, const std::string& what, std::string* refusal = nullptr) {
   try {
-    const FlowReport report = report_of(config);
+    const Reported report = report_of(config);
     EXPECT_TRUE(report.problems.empty()) << what << ": " << report.problems.front();
     EXPECT_TRUE(report.violations.empty()) << what << ": " << report.violations.front();
     return true;
   } catch (const Error& e) {
     EXPECT_EQ(e.kind(), ErrorKind::usage) << what << ": " << e.message();
+    if (refusal != nullptr) *refusal = e.message();
     return false;
   }
 }
@@ -53,19 +59,21 @@ TEST(Flow, EveryEstimatorIsSound) {
 TEST(Flow, EveryQuantizerAndRuleIsSound) {
   for (const std::string& name : quantizer_names()) {
     int rules = 0;
+    std::string refusal;
     for (const std::string& rule : codebook_update_names())
       for (const char* estimator : {"ste", "rotation"}) {
         VqVaeConfig config = small_model();
         config.quantizer.quantizer = name;
+        config.quantizer.codes = 256;  // of the sizes that every quantizer has
         config.quantizer.codebook = codebook_update_by_name(rule);
         config.quantizer.estimator = estimator;
         config.quantizer.orthogonal = config.quantizer.entropy = config.quantizer.diversity = 0.1;
         bool sound = is_sound(config, fmt::format("{}, {}, {}", name, rule, estimator));
         config.quantizer.orthogonal = config.quantizer.entropy = config.quantizer.diversity = 0;
-        sound = is_sound(config, fmt::format("{}, {}, {}", name, rule, estimator)) || sound;
+        sound = is_sound(config, fmt::format("{}, {}, {}", name, rule, estimator), &refusal) || sound;
         rules += sound ? 1 : 0;
       }
-    EXPECT_GT(rules, 0) << name << " is refused with every rule";
+    EXPECT_GT(rules, 0) << name << " is refused with every rule: " << refusal;
   }
 }
 
@@ -77,25 +85,24 @@ Value to_the_codes(Value z, Value q) { return q + stop_gradient(0.0 * z); }
 TEST(Flow, AnEstimatorThatPassesNothingIsNamed) {
   VqVaeConfig config = small_model();
   config.quantizer.estimator = BoundEstimator(detached, "detached");
-  const FlowReport held = report_of(config);
+  const Reported held = report_of(config);
   EXPECT_TRUE(held.problems.empty());
   ASSERT_FALSE(held.violations.empty());
   SG_EXPECT_CONTAINS(held.violations.front(), "term 'reconstruction' is to train 'encoder.");
-  SG_EXPECT_CONTAINS(held.violations.front(), "stop_gradient");
-  SG_EXPECT_CONTAINS(held.violations.front(), "flow_test.cc");
-  SG_EXPECT_CONTAINS(short_text(held), "  reconstruction trains decoder\n");
+  SG_EXPECT_CONTAINS(held.violations.front(), "but is blocked by");
+  SG_EXPECT_CONTAINS(held.text, "  reconstruction trains decoder\n");
 
   config.quantizer.gamma = 0;
-  const FlowReport lost = report_of(config);
+  const Reported lost = report_of(config);
   ASSERT_FALSE(lost.problems.empty());
   for (const std::string& problem : lost.problems) SG_EXPECT_CONTAINS(problem, "parameter 'encoder.");
-  SG_EXPECT_CONTAINS(short_text(lost), "trained by nothing: encoder");
+  SG_EXPECT_CONTAINS(lost.text, "trained by nothing: encoder");
 }
 
 TEST(Flow, AnEstimatorThatTrainsTheCodesUnsaidIsNamed) {
   VqVaeConfig config = small_model();
   config.quantizer.estimator = BoundEstimator(to_the_codes, "to-the-codes");
-  const FlowReport report = report_of(config);
+  const Reported report = report_of(config);
   bool named = false;
   for (const std::string& violation : report.violations)
     named = named || contains(violation, "term 'reconstruction' is not to train 'quantizer.codebook'");
