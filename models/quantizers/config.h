@@ -82,8 +82,9 @@ struct QuantizerConfig {
   std::int64_t code_dim = 8;       // factorised, random-projection: width that codes are compared in
   bool shared_books = false;       // residual, multi-head: one codebook for all books
   double level_dropout = 0;        // residual: share of the steps that train on a random number of first levels
-  std::vector<std::int64_t> grid;  // fsq, latent: levels of each dimension; empty: chosen for `codes`
-  double dither = 0;               // fsq-symmetric: share of the elements that get noise instead of rounding
+  std::vector<std::int64_t> grid;  // fsq, fsq-symmetric, latent: levels of each dimension; empty: the paper's for
+                                   // `codes`; for latent `codes` in each of `dim`
+  double dither = 0;  // fsq-symmetric: share of the elements that get noise instead of rounding
   std::vector<std::int64_t>
       scales;  // multi-scale: sides of the token maps, the last one the latents' own; empty: 1, 2, 4, ..., side
   std::int64_t side = 0;  // multi-scale: side of the latent map
