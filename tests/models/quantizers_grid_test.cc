@@ -1,41 +1,22 @@
 // Quantizers on grids: fsq, fsq-symmetric, lfq, bsq, latent. Their formulas, Jacobians, round trips, losses, masks.
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <set>
 
 #include "backends/backends.h"
 #include "core/autodiff.h"
 #include "core/gradcheck.h"
-#include "models/init.h"
-#include "models/quantizers/binary.h"
-#include "models/quantizers/fsq.h"
 #include "models/quantizers/latent.h"
 #include "models/vqvae_training.h"
 #include "ops/elementwise.h"
 #include "ops/reduce.h"
 #include "ops/shape_ops.h"
-#include "tests/models/support.h"
+#include "tests/models/grid_support.h"
 
 namespace sg {
 namespace {
 
 using namespace models_test;
-using Levels = std::vector<std::int64_t>;
-
-QuantizerConfig config(std::string name, Levels grid) {
-  QuantizerConfig c;
-  c.quantizer = std::move(name);
-  c.grid = std::move(grid);
-  return c;
-}
-
-QuantizerConfig binary(std::string name, std::int64_t codes) {
-  QuantizerConfig c;
-  c.quantizer = std::move(name);
-  c.codes = codes;
-  return c;
-}
 
 // One of each, small enough that all codes can be tried. codes: of all books together.
 struct Small {
@@ -54,19 +35,6 @@ std::vector<Small> small_ones() {
           {binary("bsq", 32), 5, 32, true},
           {config("latent", {3, 4, 5}), 3, 60, true},
           {config("latent", {6}), 1, 6, true}};
-}
-
-struct Fixture {
-  explicit Fixture(const QuantizerConfig& c) : quantizer(make_quantizer(root, "q", c)) {}
-  Module root{7};
-  std::unique_ptr<Quantizer> quantizer;
-};
-
-Value random_state(Tape& tape, std::int32_t step = 0) {
-  return tape.constant(Tensor::of<std::int32_t>({2}, {5, step}));
-}
-QuantizeContext training(Tape& tape, std::int32_t step = 0) {
-  return {.random = random_state(tape, step), .progress = {}, .mask = {}};
 }
 
 // Every combination of indices, as rows of index_shape.
@@ -306,31 +274,7 @@ TEST(FsqSymmetric, DitherReplacesRoundingForItsShareOfTheElementsInTrainingOnly)
   expect_same_bits(g[0], g[1]);
 }
 
-TEST(Lfq, TakesTheSignOfEachNumberAsABit) {
-  const Fixture f(binary("lfq", 8));
-  Tape tape;
-  const Quantized out = (*f.quantizer)(tape.constant(floats({4, 3}, {1, -2, 3, -1, -1, -1, 0, 0.1f, 0, 5, 5, 5})));
-  const std::vector<Tensor> t = run_once(tape, {out.z_q, out.indices});
-  expect_near(t[0], {1, -1, 1, -1, -1, -1, -1, 1, -1, 1, 1, 1}, 0);
-  expect_near(t[1], {5, 0, 2, 7}, 0);
-}
-
-TEST(Bsq, CodesAreCornersOfTheUnitSphere) {
-  const Fixture f(binary("bsq", 16));
-  Tape tape;
-  const Value z = tape.constant(normal_init({20, 4}, 0, 3, 2, "z"));
-  const Quantized out = (*f.quantizer)(z);
-  const std::vector<Tensor> t = run_once(tape, {out.z_q, norm(out.z, {-1}), norm(out.z_q, {-1}), z});
-  for (std::int64_t i = 0; i < 80; ++i) EXPECT_NEAR(t[0].at(i), t[3].at(i) > 0 ? 0.5 : -0.5, 1e-7);
-  expect_near(t[1], std::vector<double>(20, 1.0), 1e-6);
-  expect_near(t[2], std::vector<double>(20, 1.0), 1e-6);
-}
-
 // ---- Jacobians, in f64
-
-Tensor doubles(Shape shape, std::uint32_t seed, double deviation = 1) {
-  return normal_init(shape, 0, deviation, seed, "x").cast(DType::f64);
-}
 
 // z_q's Jacobian at rows z (3,D) against wanted(row, e, d), and 0 between rows.
 template <class F>
@@ -393,109 +337,6 @@ TEST(GridQuantizer, LossesPassTheGradientCheckToOrderTwo) {
     const GradcheckResult r = gradcheck(graph, std::span(&z, 1), backend("reference"));
     EXPECT_TRUE(r.ok) << c.quantizer << ": " << r.message;
   }
-}
-
-// ---- entropies
-
-// Entropies of softmax(-|z - c|^2 / t) over all codes, by their definition.
-struct Entropies {
-  double of_rows = 0, of_batch = 0;
-};
-Entropies by_definition(const std::vector<double>& z, std::size_t dim, double size, double temperature) {
-  const std::size_t codes = std::size_t{1} << dim, n = z.size() / dim;
-  Entropies out;
-  std::vector<double> average(codes, 0);
-  for (std::size_t r = 0; r < n; ++r) {
-    std::vector<double> p(codes);
-    double most = -1e300, total = 0;
-    for (std::size_t k = 0; k < codes; ++k) {
-      for (std::size_t d = 0; d < dim; ++d)
-        p[k] -= std::pow(z[r * dim + d] - ((k >> d & 1) != 0 ? size : -size), 2) / temperature;
-      most = std::max(most, p[k]);
-    }
-    for (double& x : p) total += x = std::exp(x - most);
-    for (std::size_t k = 0; k < codes; ++k) {
-      p[k] /= total;
-      average[k] += p[k] / static_cast<double>(n);
-      if (p[k] > 0) out.of_rows -= p[k] * std::log(p[k]) / static_cast<double>(n);
-    }
-  }
-  for (const double p : average)
-    if (p > 0) out.of_batch -= p * std::log(p);
-  return out;
-}
-
-TEST(Lfq, EntropiesAreThoseOfTheSoftmaxOverAllCodes) {
-  for (const std::int64_t bits : {1, 2, 5, 8})
-    for (const double temperature : {0.01, 0.5, 3.0}) {
-      QuantizerConfig c = binary("lfq", std::int64_t{1} << bits);
-      c.entropy = c.diversity = 1;
-      c.entropy_temperature = temperature;
-      const Fixture f(c);
-      Tape tape;
-      const Tensor z = doubles({13, bits}, 31, 0.4);
-      const Quantized out = (*f.quantizer)(tape.constant(z));
-      const std::vector<Tensor> t = run_once(tape, {out.loss("entropy"), out.loss("diversity")});
-      const Entropies e = by_definition(numbers(z), static_cast<std::size_t>(bits), 1, temperature);
-      EXPECT_NEAR(t[0].item(), e.of_rows - e.of_batch, 1e-9) << bits << " bits at " << temperature;
-      EXPECT_NEAR(t[1].item(), -e.of_batch, 1e-9);
-    }
-}
-
-TEST(Bsq, EntropyOfARowIsExactAndThatOfTheBatchIsTheSumOfItsBits) {
-  QuantizerConfig c = binary("bsq", 32);
-  c.entropy = c.diversity = 1;
-  c.entropy_temperature = 0.3;
-  const Fixture f(c);
-  Tape tape;
-  const Quantized out = (*f.quantizer)(tape.constant(doubles({13, 5}, 32)));
-  const std::vector<Tensor> t = run_once(tape, {out.loss("entropy"), out.loss("diversity"), out.z});
-  const std::vector<double> u = numbers(t[2]);
-  double bits = 0;
-  for (std::size_t d = 0; d < 5; ++d) {
-    std::vector<double> column;
-    for (std::size_t r = 0; r < 13; ++r) column.push_back(u[5 * r + d]);
-    bits += by_definition(column, 1, 1 / std::sqrt(5.0), 0.3).of_batch;
-  }
-  const Entropies e = by_definition(u, 5, 1 / std::sqrt(5.0), 0.3);
-  EXPECT_NEAR(t[1].item(), -bits, 1e-12);
-  EXPECT_NEAR(t[0].item(), e.of_rows - bits, 1e-12);
-  EXPECT_GT(bits, e.of_batch);
-}
-
-TEST(Lfq, EntropyIsFiniteForHugeRowsAndZeroWhereEachRowIsSure) {
-  QuantizerConfig c = binary("lfq", 4);
-  c.entropy = c.diversity = 1;
-  const Fixture f(c);
-  for (const std::string_view name : backend_names()) {
-    Tape tape;
-    const Value z = tape.constant(floats({4, 2}, {1e38f, -1e38f, 3, 3, -3, 3, -1e20f, -1e20f}));
-    const Quantized out = (*f.quantizer)(z);
-    const std::vector<Tensor> t =
-        run_once(tape, {out.loss("entropy"), out.loss("diversity"), gradient(out.loss("entropy"), z)}, {}, name);
-    EXPECT_NEAR(t[0].item(), -std::log(4.0), 1e-5);  // all four codes alike, no doubt in any row
-    EXPECT_NEAR(t[1].item(), -std::log(4.0), 1e-5);
-    for (const double g : numbers(t[2])) EXPECT_TRUE(std::isfinite(g)) << name;
-  }
-}
-
-TEST(Lfq, AboveTwentyBitsTheEntropyOfTheBatchIsSummedOverGroups) {
-  QuantizerConfig c = binary("lfq", std::int64_t{1} << 22);
-  c.diversity = 1;
-  c.entropy_temperature = 2;
-  const Fixture f(c);
-  Tensor z = doubles({3, 22}, 33, 0.4), first({DType::f64, {3, 20}}), last({DType::f64, {3, 2}});
-  for (std::int64_t r = 0; r < 3; ++r)
-    for (std::int64_t d = 0; d < 22; ++d)
-      d < 20 ? first.set(20 * r + d, z.at(22 * r + d)) : last.set(2 * r + d - 20, z.at(22 * r + d));
-  const auto of = [&](const Tensor& rows, std::int64_t bits) {
-    QuantizerConfig part = c;
-    part.codes = std::int64_t{1} << bits;
-    const Fixture p(part);
-    Tape tape;
-    return run_once(tape, {(*p.quantizer)(tape.constant(rows)).loss("diversity")})[0].item();
-  };
-  EXPECT_NEAR(of(z, 22), of(first, 20) + of(last, 2), 1e-9);
 }
 
 // ---- masks and maps
