@@ -63,16 +63,15 @@ Value row_entropies(Value logits) {
 Value batch_entropy(Value logits, Value mask, std::int64_t bits_at_once) {
   const Value sure = clamp(logits, -kSure, kSure), on = sigmoid(sure), off = sigmoid(-sure);
   const std::int64_t bits = logits.shape()[1];
+  if (bits_at_once == 1) return entropy_of(mean_row(on, mask)) + entropy_of(mean_row(off, mask));
   const Value rows = count_rows(logits, mask);
-  const auto average = [&](Value p) { return sum(zero_padding(p, mask), {0}) / rows; };
-  if (bits_at_once == 1) return entropy_of(average(on)) + entropy_of(average(off));
   Value total;
   for (std::int64_t first = 0; first < bits; first += bits_at_once) {
     const std::int64_t last = std::min(first + bits_at_once, bits), middle = first + (last - first + 1) / 2;
     const Value low = joint(off, on, first, middle);
     // The mean over the rows of the products of both halves' probabilities is one matrix product over the rows.
-    const Value both =
-        middle == last ? average(low) : matmul(zero_padding(joint(off, on, middle, last), mask) / rows, low, true);
+    const Value both = middle == last ? mean_row(low, mask)
+                                      : matmul(zero_padding(joint(off, on, middle, last), mask) / rows, low, true);
     const Value entropy = entropy_of(both);
     total = total ? total + entropy : entropy;
   }

@@ -1,7 +1,7 @@
 #include "models/quantizers/latent.h"
 
 #include <algorithm>
-#include <numeric>
+#include <cmath>
 
 #include "core/error.h"
 #include "models/losses.h"
@@ -46,6 +46,12 @@ LatentQuantizer::LatentQuantizer(Module& parent, std::string_view name, const Qu
       values_(&add_parameter("values", evenly_spaced(levels_))) {}
 
 std::int64_t LatentQuantizer::codes() const { return *std::max_element(levels_.begin(), levels_.end()); }
+
+double LatentQuantizer::bits_per_row() const {
+  double bits = 0;
+  for (const std::int64_t l : levels_) bits += std::log2(static_cast<double>(l));
+  return bits;
+}
 
 // A number beyond all values is the nearest to the outermost one, which keeps its square finite.
 Value LatentQuantizer::nearest(Value rows) const {

@@ -473,6 +473,7 @@ TEST(Latent, WithoutAGridEachDimensionHasAsManyLevelsAsCodes) {
   EXPECT_EQ(f.quantizer->books(), 3);
   EXPECT_EQ(f.quantizer->codes(), 7);
   EXPECT_EQ(f.quantizer->index_shape({2, 5, 3}), Shape({2, 5, 3}));
+  EXPECT_NEAR(Fixture(config("latent", {3, 4, 1})).quantizer->bits_per_row(), std::log2(12.0), 1e-12);
 }
 
 // ---- in the VQ-VAE
