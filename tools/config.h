@@ -29,7 +29,7 @@ struct TrainConfig {
   double orthogonal = 0, entropy = 0, diversity = 0, entropy_temperature = 0.01;
   std::int64_t heads = 4, levels = 4, code_width = 8;
   bool shared_books = false;
-  double level_dropout = 0, dither = 0;
+  double level_dropout = 0, dither = 0, phi = 0.5;
   std::vector<std::int64_t> grid, scales;
 
   std::string optimizer = "adam", schedule = "constant";

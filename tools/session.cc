@@ -80,6 +80,7 @@ VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images, std
   q.grid = config.grid;
   q.dither = config.dither;
   q.scales = config.scales;
+  q.phi = config.phi;
   c.balance_commitment = config.balance_commitment;
   c.batch = config.batch;
   c.optimizer = config.optimizer;

@@ -58,7 +58,7 @@ struct QuantizerConfig {
   std::int64_t codes = 512;  // K of each book; fsq, lfq, bsq: of the implicit codebook
   std::int64_t dim = 64;     // D of the model's latents; scalar grids take their own (Quantizer::dim)
 
-  // codebooks: vq, cosine, factorised, multi-head, grouped, product, residual, multi-scale
+  // codebooks: vq, cosine, factorised, multi-head, product, residual, grouped-residual, multi-scale
   BoundEstimator estimator = "ste";  // a name, with arguments, or a function of z and q
   Metric metric = Metric::euclidean;
   CodebookUpdate codebook = CodebookUpdate::loss;
@@ -77,10 +77,10 @@ struct QuantizerConfig {
   double entropy_temperature = 0.01;  // of p = softmax(-distance / temperature)
   double origin_decay = 0.99;         // of the running mean that centred estimators turn about
 
-  std::int64_t heads = 4;          // multi-head, grouped, product: books
-  std::int64_t levels = 4;         // residual: books
+  std::int64_t heads = 4;          // multi-head, product, grouped-residual: pieces of a row
+  std::int64_t levels = 4;         // residual, each piece of grouped-residual: books
   std::int64_t code_dim = 8;       // factorised, random-projection: width that codes are compared in
-  bool shared_books = false;       // residual, multi-head: one codebook for all books
+  bool shared_books = false;       // residual: one codebook for all levels, multi-head: for all heads
   double level_dropout = 0;        // residual: share of the steps that train on a random number of first levels
   std::vector<std::int64_t> grid;  // fsq, fsq-symmetric, latent: levels of each dimension; empty: the paper's for
                                    // `codes`; for latent `codes` in each of `dim`

@@ -204,6 +204,24 @@ void MultiScaleQuantizer::update(const Quantized& quantized, const QuantizeConte
   update_from_all(book_, quantized.parts, {}, context, updates);
 }
 
+void MultiScaleQuantizer::initialize(const Tensor& rows, Backend& backend) {
+  const std::int64_t pixels = config_.side * config_.side;
+  if (rows.shape().rank() != 2 || rows.shape()[0] % pixels != 0 || rows.shape()[1] != dim())
+    fail(ErrorKind::shape, "{} '{}': initialize got {}, expected the rows of {} x {} maps, {} numbers each", kWho,
+         path(), to_string(rows.type()), config_.side, config_.side, dim());
+  const auto windows_of_all_scales = [&](Value z) {
+    Value rest = reshape(z, {rows.shape()[0] / pixels, config_.side, config_.side, dim()});
+    std::vector<Value> windows;
+    for (std::size_t i = 0; i < scales_.size(); ++i) {
+      const Value means = down(rest, scales_[i]);
+      windows.push_back(flatten_rows(means));
+      rest = rest - phi(up(means), i);
+    }
+    return concat(windows, 0);
+  };
+  book_.initialize(evaluate_rows(rows, backend, windows_of_all_scales), backend);
+}
+
 Value MultiScaleQuantizer::estimator_term(Value loss, const Quantized& quantized) const {
   const EstimatorDef& estimator = config_.estimator.def;
   return estimator.loss_term ? estimator.loss_term(loss, quantized.lookup, quantized.z_q) : Value();

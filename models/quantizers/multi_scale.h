@@ -40,7 +40,8 @@ class MultiScaleQuantizer final : public Quantizer {
   void update(const Quantized& quantized, const QuantizeContext& context, StepUpdates& updates) override;
   Value estimator_term(Value loss, const Quantized& quantized) const override;
   bool wants_rows() const override { return book_.wants_rows(); }
-  void initialize(const Tensor& rows, Backend& backend) override { book_.initialize(rows, backend); }
+  // Rows of whole maps. k-means runs on the windows of all scales as they would be if each window's mean were a code.
+  void initialize(const Tensor& rows, Backend& backend) override;
 
   const std::vector<std::int64_t>& scales() const { return scales_; }
   std::int64_t tokens() const;  // of a map: sum s^2

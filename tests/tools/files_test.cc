@@ -109,12 +109,13 @@ TEST(Config, ReachesTheQuantizer) {
   config.ema_decay = 0.8, config.ema_eps = 1e-3, config.inner_rate = 0.3, config.revive = 2;
   config.beta = 0.1, config.gamma = 0.2, config.origin_decay = 0.7, config.balance_commitment = true;
   config.entropy_temperature = 0.5, config.heads = 5, config.levels = 6, config.code_width = 7;
-  config.dither = 0.4, config.grid = {3, 4}, config.scales = {1, 7}, config.steps = 123;
+  config.dither = 0.4, config.grid = {3, 4}, config.scales = {1, 7}, config.phi = 0.1;
+  config.steps = 123;
   QuantizerConfig q;
   q.codes = 17, q.dim = 5, q.estimator = "rotation", q.metric = Metric::cosine, q.codebook = CodebookUpdate::loss;
   q.init = CodebookInit::normal, q.normal_deviation = 0.5, q.ema_decay = 0.8, q.ema_eps = 1e-3, q.inner_rate = 0.3;
   q.revival = 2, q.beta = 0.1, q.gamma = 0.2, q.origin_decay = 0.7, q.entropy_temperature = 0.5, q.heads = 5;
-  q.levels = 6, q.code_dim = 7, q.dither = 0.4, q.grid = {3, 4}, q.scales = {1, 7};
+  q.levels = 6, q.code_dim = 7, q.dither = 0.4, q.grid = {3, 4}, q.scales = {1, 7}, q.phi = 0.1;
   const VqVaeConfig model = model_config(config, {28, 28, 1});
   EXPECT_TRUE(model.quantizer == q);
   EXPECT_TRUE(model.balance_commitment);
