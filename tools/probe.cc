@@ -189,6 +189,7 @@ void Recorder::add_shift(const BoundEstimator& estimator, Value gradient, std::v
   const Value shifted = backward(estimator, per_element * mean(norm(z, {-1}))).gradient;
   numbers.push_back({"shift_change", length({shifted - gradient}) / maximum(length({gradient}), kTiny)});
   numbers.push_back({"shift_cosine", cosine({shifted}, {gradient})});
+  numbers.push_back({"shift_cosine_ste", cosine({shifted}, {ste_.gradient})});
 }
 
 std::vector<NamedValue> Recorder::common() const {

@@ -56,10 +56,10 @@ struct ProbeOptions {
 //     decode@s, decode_ratio@s           relative change of the loss that decodes z' itself; its change / predicted
 //     quantized@s, quantized_ratio@s     the same with the quantizer in between, which chooses its codes anew
 //     moved@s                            share of the rows whose code changed
-//   shift_change, shift_cosine           with a shift only: G' is the gradient where all of z, codes and origin are
-//                                        moved by one vector before the estimator and back after it: |G' - G| / |G|,
-//                                        cos(G', G). The vector's length is `shift` times the mean of |z|, its
-//                                        elements are equal. Estimators that draw, draw anew for G'.
+//   shift_change, shift_cosine,          with a shift only: G' is the gradient where all of z, codes and origin are
+//   shift_cosine_ste                     moved by one vector before the estimator and back after it: |G' - G| / |G|,
+//                                        cos(G', G), cos(G', G of ste). The vector's length is `shift` times the mean
+//                                        of |z|, its elements are equal. Estimators that draw, draw anew for G'.
 struct ProbeRow {
   std::string name;
   std::vector<NamedValue> numbers;

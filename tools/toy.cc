@@ -101,7 +101,7 @@ Curve level_lines(const std::vector<double>& levels) {
 
 Panel panel_of(const std::string& name, const ToyRun& run) {
   Panel panel;
-  panel.title = fmt::format("{}: f {:.3g}, |z-q|^2 {:.3g}", name, run.loss.back(), run.quantization.back());
+  panel.title = fmt::format("{}: f = {:.3g}", name, run.loss.back());
   Curve frame{.label = {}, .x = {}, .y = {}, .color = kLevel, .thin = true};
   add(frame, {{-kView, -kView}, {kView, -kView}, {kView, kView}, {-kView, kView}, {-kView, -kView}});
   panel.curves.push_back(frame);
@@ -174,7 +174,7 @@ ToyRun run_toy(const BoundEstimator& estimator, const ToyOptions& o, Backend& ba
 Image draw_toys(const std::vector<std::pair<std::string, ToyRun>>& runs, int columns) {
   std::vector<Panel> panels;
   for (const auto& [name, run] : runs) panels.push_back(panel_of(name, run));
-  return draw_panels(panels, columns, {.width = 500, .height = 500});
+  return draw_panels(panels, columns, {.width = 440, .height = 440});
 }
 
 }  // namespace sg::tools

@@ -195,6 +195,8 @@ TEST(Probe, ShiftMovesTheRotationOnly) {
   EXPECT_GT(number(row(near, "rotation"), "shift_change"), 0.1);
   EXPECT_LT(number(row(near, "turned-about-the-mean"), "shift_change"), 1e-12);
   EXPECT_LT(number(row(far, "turned-about-the-mean"), "shift_change"), 1e-9);
+  EXPECT_LT(number(row(near, "rotation"), "shift_cosine_ste"), 0.9999);
+  EXPECT_NEAR(number(row(far, "rotation"), "shift_cosine_ste"), 1, 1e-6) << "far from the origin it is the ste";
 }
 
 TEST(Probe, BalancedCommitmentHasItsWeightAsShare) {

@@ -47,7 +47,7 @@ void toy(const ToyArguments& a) {
       fmt::print("  {:<24} {:>10.4g} {:>10.4g} {:>14.4g} {:>14.4g} {:>12.3g}\n", name, first, last, q_first, q_last,
                  used);
   }
-  if (!a.out.empty()) save_png(a.out, draw_toys(drawn, drawn.size() > 1 ? 2 : 1));
+  if (!a.out.empty()) save_png(a.out, draw_toys(drawn, drawn.size() > 4 ? 3 : drawn.size() > 1 ? 2 : 1));
   if (a.json) fmt::print("{}\n", out.dump(2));
 }
 
