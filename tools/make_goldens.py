@@ -27,9 +27,11 @@ IMAGE_STREAM = 1000
 
 # ---- ten training steps ---------------------------------------------------------------------------------------------
 
+# fashion: a batch small enough for a seed to exist (one of 79) with which every row kept its code in 12 runs with a noise
+# of 2^-20 on the initial weights, large enough for the cpu backend's Winograd convolutions to take part.
 NETS = [
-    dict(name="fashion", batch=16, height=28, width=28, channels=1, hidden=128, residual=32, code_dim=64, codes=512,
-         encoder_gain=2.25, decoder_gain=1.0, bias_gain=0.1, seed=6),
+    dict(name="fashion", batch=8, height=28, width=28, channels=1, hidden=128, residual=32, code_dim=64, codes=512,
+         encoder_gain=2.25, decoder_gain=1.0, bias_gain=0.1, seed=31),
     dict(name="small", batch=6, height=16, width=12, channels=3, hidden=24, residual=8, code_dim=12, codes=48,
          encoder_gain=2.25, decoder_gain=1.0, bias_gain=0.1, seed=6),
 ]

@@ -32,4 +32,12 @@ std::string isa_name();
 // lacks it, listing what it has.
 void set_isa(std::string_view name);
 
+// Convolutions by Winograd's algorithm: never, where that is expected to be faster (the choice depends on the shape
+// alone), or wherever it is possible. It rounds differently from direct convolution (docs/decisions/013-winograd.md).
+enum class WinogradUse : std::uint8_t { never, where_faster, always };
+
+// For what is lowered from now on; where_faster at first.
+WinogradUse winograd_use();
+void set_winograd(WinogradUse use);
+
 }  // namespace sg

@@ -6,6 +6,7 @@
 #include "backends/cpu/onednn_ops.h"
 #include "backends/cpu/onednn_step.h"
 #include "backends/cpu/plain_loops.h"
+#include "backends/cpu/winograd.h"
 #include "ops/op_ids.h"
 
 namespace sg {
@@ -124,6 +125,7 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
                  static_cast<T*>(y));
     });
   }
+  if (auto step = cpu::winograd_forward(ctx, s, bias ? ctx.in<float>(2) : nullptr, relu)) return step;
   return onednn::guarded("conv2d", [&]() -> std::unique_ptr<Step> {
     onednn::ConvDesc d = conv_desc(s);
     d.has_bias = bias;
@@ -151,6 +153,7 @@ std::unique_ptr<Step> lower_conv2d_transpose(LowerCtx& ctx) {
       plain_conv_transpose(s, static_cast<const T*>(y), static_cast<const T*>(w), static_cast<T*>(x));
     });
   }
+  if (auto step = cpu::winograd_transposed(ctx, s)) return step;
   return onednn::guarded("conv2d_transpose", [&]() -> std::unique_ptr<Step> {
     if (s.groups == 1 && s.c <= kFewChannels) return transpose_by_columns(ctx, s);
     const onednn::ConvDesc d = conv_desc(s);
@@ -173,6 +176,7 @@ std::unique_ptr<Step> lower_conv2d_weight_grad(LowerCtx& ctx) {
       plain_conv_weight_grad(s, static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(w));
     });
   }
+  if (auto step = cpu::winograd_weight_grad(ctx, s)) return step;
   return onednn::guarded("conv2d_weight_grad", [&]() -> std::unique_ptr<Step> {
     const onednn::ConvDesc d = conv_desc(s);
     const auto pd = onednn::backward_weights_pd(d, onednn::user_scratchpad(), onednn::engine());

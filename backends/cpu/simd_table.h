@@ -109,6 +109,31 @@ struct Real {
   Index nearest_rows;   // rows of a tile: calls work best on multiples
 };
 
+// The steps of a convolution by F(m x m, r x r) (simd_winograd.inc), for channels in blocks of `lanes`. n = m + r - 1;
+// point q of n * n of a transformed tile lies q * point floats on.
+struct WinogradTile {
+  int m, r;
+  // All points of one tile: of n * n pixels of data, of m * m pixels of a gradient.
+  void (*data)(const float* const* pixels, Index blocks, float* out, Index point);
+  void (*gradient)(const float* const* pixels, Index blocks, float* out, Index point);
+  // `lanes` weights w[l * lane] of r x r taps -> out at every point; and a gradient's way back, lanes side by side.
+  void (*weights)(const float* w, Index tap_row, Index tap_col, Index lane, float* out, Index point);
+  void (*weight_gradient)(const float* d, Index point, float* w, Index tap_row, Index tap_col);
+  // The m * m pixels of one tile, those that are not null; bias may be null.
+  void (*output)(const float* products, Index point, Index blocks, const float* bias, bool relu, float* const* pixels);
+};
+
+struct Winograd {
+  Index lanes;  // 0: the set has none
+  WinogradTile f4x3, f4x2;
+  // One point: out (tiles, panel_count * 2 lanes) = data (tiles, depth) weights, these in panels (depth, 2 lanes).
+  void (*product)(const float* data, Index data_row, const float* panels, float* out, Index out_row, Index tiles,
+                  Index depth, Index panel_count);
+  // One point: sums (channels, out_channels) += over tiles data (tile, channel) gradient (tile, out_channel).
+  void (*tile_product)(const float* data, Index data_row, Index channels, const float* gradient, Index gradient_row,
+                       Index out_channels, float* sums, Index tiles);
+};
+
 struct Table {
   const char* name;
   Common<float> f32;
@@ -116,6 +141,7 @@ struct Table {
   Common<std::int32_t> i32;
   Real<float> real32;
   Real<double> real64;
+  Winograd winograd;
 };
 
 const Table& table_generic();
