@@ -2,6 +2,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <optional>
@@ -24,6 +25,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::int64_t kPictures = 16;
+
+// Whether an estimator made z_q, here or in a part: scalar grids have their own.
+bool has_estimator(const Quantized& quantized) {
+  return quantized.lookup.z || std::any_of(quantized.parts.begin(), quantized.parts.end(), has_estimator);
+}
 
 // Error{usage}: a batch larger than the data set.
 std::int64_t steps_of(const TrainConfig& config, const Dataset& data) {
@@ -129,6 +135,9 @@ void Trainer::print_heading() const {
              static_cast<double>(rows) * quantizer.bits_per_row(), data_.train.image_bytes() * 8,
              static_cast<double>(weights) / 1e6);
   fmt::print("  {}: {}\n", config_.quantizer, quantizer.describe());
+  if (!has_estimator(recorded_.quantized) && config_.estimator != TrainConfig{}.estimator)
+    fmt::print("  note: {} has a gradient of its own; --estimator {} is not used\n", config_.quantizer,
+               config_.estimator);
   fmt::print("{}", short_text(flow_));
   for (const auto* messages : {&flow_.problems, &flow_.violations})
     for (const std::string& message : *messages) fmt::print("  warning: {}\n", message);
@@ -154,7 +163,7 @@ void Trainer::print_first_step(const Metrics& m) const {
       step_, ratio, std::round(metric(m, "usage") * static_cast<double>(codes)), codes,
       100 * reconstruction / (reconstruction + commitment), 100 * commitment / (reconstruction + commitment));
   const bool scaled = BoundEstimator(config_.estimator).def.jacobian.find("|q|/|z|") != std::string::npos;
-  if (recorded_.quantized.lookup.z && scaled && ratio < 0.1)
+  if (has_estimator(recorded_.quantized) && scaled && ratio < 0.1)
     fmt::print(
         "  note: the codes are much shorter than the encoder's outputs, and {} scales the gradient by |q|/|z|; --init "
         "kmeans starts them at the outputs' own length\n",

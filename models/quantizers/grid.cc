@@ -1,5 +1,9 @@
 #include "models/quantizers/grid.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <functional>
 #include <limits>
 
 #include "core/error.h"
@@ -94,6 +98,16 @@ Value Grid::levels(Value codes) const {
   const Value n =
       (codes * constant(tape, dtype, divisor) + constant(tape, dtype, offset)) / constant(tape, dtype, slope);
   return cast(minimum(maximum(round(n), 0.0), constant(tape, dtype, last)), DType::i32);
+}
+
+std::string GridQuantizer::describe() const {
+  std::vector<std::int64_t> levels;
+  for (const Grid::Axis& axis : grid_.axes()) levels.push_back(axis.levels);
+  const bool alike =
+      levels.size() > 4 && std::adjacent_find(levels.begin(), levels.end(), std::not_equal_to{}) == levels.end();
+  return fmt::format("grid {} of {} codes",
+                     alike ? fmt::format("{}^{}", levels[0], levels.size()) : fmt::format("{}", fmt::join(levels, "x")),
+                     codes());
 }
 
 Quantized GridQuantizer::operator()(Operand z, const QuantizeContext& context) const {

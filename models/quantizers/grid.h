@@ -49,6 +49,7 @@ class GridQuantizer : public Quantizer {
   Value requantize(Operand indices) const final;
   std::int64_t dim() const final { return grid_.dim(); }
   std::int64_t codes() const final { return grid_.codes(); }
+  std::string describe() const final;
   const Grid& grid() const { return grid_; }
 
  protected:

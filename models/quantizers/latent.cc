@@ -1,5 +1,7 @@
 #include "models/quantizers/latent.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -44,6 +46,10 @@ LatentQuantizer::LatentQuantizer(Module& parent, std::string_view name, const Qu
       beta_(config.beta),
       gamma_(config.gamma),
       values_(&add_parameter("values", evenly_spaced(levels_))) {}
+
+std::string LatentQuantizer::describe() const {
+  return fmt::format("{} scalars of {} learned values", dim(), fmt::join(levels_, ", "));
+}
 
 std::int64_t LatentQuantizer::codes() const { return *std::max_element(levels_.begin(), levels_.end()); }
 

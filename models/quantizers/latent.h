@@ -20,6 +20,7 @@ class LatentQuantizer final : public Quantizer {
   std::int64_t books() const override { return dim(); }
   std::int64_t codes() const override;
   double bits_per_row() const override;
+  std::string describe() const override;
   const std::vector<std::int64_t>& levels() const { return levels_; }
   Variable& values() const { return *values_; }  // (sum of the levels, 1): one dimension's after another's
 

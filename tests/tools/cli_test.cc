@@ -311,6 +311,18 @@ TEST(Cli, TrainSaysWhatIsTrainedAndRefusesWhatIsNot) {
   SG_EXPECT_CONTAINS(allowed.text, "warning: parameter 'quantizer.codebook'");
 }
 
+TEST(Cli, TrainDescribesQuantizersWithoutACodebook) {
+  const TempFolder folder;
+  const Outcome out =
+      stopgrad("train vqvae" + kSmall + "--quantizer fsq --grid 8,5,5 --estimator rotation --steps 2 --out " +
+               (folder / "run").string());
+  EXPECT_EQ(out.code, 0) << out.text;
+  SG_EXPECT_CONTAINS(out.text, "  fsq: grid 8x5x5 of 200 codes\n");
+  SG_EXPECT_CONTAINS(out.text, "fsq has a gradient of its own; --estimator rotation is not used");
+  EXPECT_FALSE(contains(out.text, "by ema")) << out.text;
+  EXPECT_EQ(stopgrad("evaluate " + (folder / "run").string()).code, 0);
+}
+
 TEST(Cli, AuditPrintsTheMatrix) {
   const Outcome sound = stopgrad("audit vqvae --hidden 8 --codes 16 --codebook loss --estimator rotation");
   EXPECT_EQ(sound.code, 0) << sound.text;
