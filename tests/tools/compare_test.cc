@@ -184,6 +184,24 @@ TEST(Compare, RunsGoesOnAndReports) {
   expect_fails("compare --config " + out + "/compare.toml --lr 0.1", 1, "is of a run with --lr 0.0003, not 0.1");
 }
 
+// Ctrl-C saves the run that is trained, one or several, and ends the comparison.
+TEST(Compare, CtrlCSavesAndStops) {
+  for (const char* jobs : {"1", "2"}) {
+    const TempFolder folder;
+    const std::string out = (folder / "c").string();
+    const Outcome stopped =
+        shell("timeout --foreground -s INT 2 " SG_STOPGRAD_BINARY " compare" + kSmall +
+              "--steps 100000000 --seeds 2 --estimators ste,rotation --jobs " + jobs + " --out " + out);
+    SG_EXPECT_CONTAINS(stopped.text, "stopped at step ");
+    SG_EXPECT_CONTAINS(stopped.text, "stopped; go on with: stopgrad compare --config ");
+    EXPECT_EQ(stopgrad("evaluate " + out + "/ste/seed-1").code, 0);
+    const Outcome list = stopgrad("compare --list --config " + out + "/compare.toml");
+    SG_EXPECT_CONTAINS(list.text, "interrupted  ste  seed 1");
+    SG_EXPECT_CONTAINS(list.text, jobs[0] == '1' ? "to do        rotation  seed 1" : "interrupted  rotation  seed 1");
+    SG_EXPECT_CONTAINS(list.text, "to do        ste  seed 2");
+  }
+}
+
 TEST(Compare, ADivergedArmIsReportedNotFatal) {
   const TempFolder folder;
   const Outcome out = stopgrad("compare" + kSmall + "--steps 60 --optimizer sgd --vary lr=1e-3,1e3 --seeds 1 --out " +
