@@ -78,6 +78,10 @@ class Backend {
   // instructions of Role::region that come of it.
   virtual bool row_op(const Tape&, const Instr&) const { return false; }
 
+  // Called before and after the steps of a run, also where one throws: floating-point modes of the threads that compute.
+  virtual void enter() {}
+  virtual void leave() {}
+
   virtual void* allocate(std::size_t bytes) = 0;                              // 64-byte aligned; Error{backend} when out of memory
   virtual void release(void* p) = 0;
   virtual void upload(void* dst, const std::byte* src, TensorType type) = 0;  // host array -> buffer, converting to storage()

@@ -68,6 +68,11 @@ void Program::Impl::run_steps() {
       backend->upload(u.dst, u.variable->value().data(), u.variable->type());
       u.version = u.variable->version();
     }
+  struct Running {
+    explicit Running(Backend& b) : backend(b) { backend.enter(); }
+    ~Running() { backend.leave(); }
+    Backend& backend;
+  } const running(*backend);
   if (!options.profile) {
     for (StepEntry& s : steps) s.step->run();
   } else {

