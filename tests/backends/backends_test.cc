@@ -76,6 +76,22 @@ TEST(Threads, DoNotChangeTheBitsOfReductions) {
   set_threads(before);
 }
 
+// On cpu, and only while a program runs.
+TEST(Backends, SubnormalNumbersCountAsZeroOnCpu) {
+  const auto doubled = [](std::string_view name) {
+    Tape tape;
+    const Value x = tape.input("x", {DType::f32, {64}}), twice = 2.0 * x;
+    Program p = compile(tape, {twice}, backend(name));
+    p.feed(x, Tensor::full({DType::f32, {64}}, 1e-40));
+    p.run();
+    return p.fetch(twice).at(5);
+  };
+  EXPECT_EQ(doubled("cpu"), 0.0);
+  EXPECT_NEAR(doubled("reference"), 2e-40, 1e-44);
+  volatile float tiny = 1e-40f;
+  EXPECT_GT(tiny * 2.0f, 0.0f) << "the caller's own arithmetic is left as it was";
+}
+
 TEST(Backends, IndexOutOfRangeIsAnErrorAtRunTime) {
   for (const auto name : backend_names()) {
     Tape tape;
