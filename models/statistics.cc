@@ -46,6 +46,16 @@ Spread spread(Operand per_row, Value mask) {
           reshape(slice_axis(tails, 0, 1, 2), Shape{})};
 }
 
+std::vector<NamedValue> RowStatistics::named() const {
+  return {{"relative_error", relative_error},
+          {"norm_ratio", norm_ratio.mean},
+          {"norm_ratio_p5", norm_ratio.low},
+          {"norm_ratio_p95", norm_ratio.high},
+          {"angle", angle.mean},
+          {"angle_p5", angle.low},
+          {"angle_p95", angle.high}};
+}
+
 RowStatistics row_statistics(Operand z_in, Operand q_in, Value mask) {
   const Value z = stop_gradient(z_in), q = stop_gradient(q_in);
   const Value zz = sum(square(z), {-1}), qq = sum(square(q), {-1}), zq = sum(z * q, {-1});

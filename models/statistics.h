@@ -1,8 +1,16 @@
 // What is logged about a quantizer, all computed on the tape. Everything here is cut off from the gradient.
 #pragma once
+#include <string>
+#include <vector>
+
 #include "core/tape.h"
 
 namespace sg {
+
+struct NamedValue {
+  std::string name;
+  Value value;
+};  // a named scalar
 
 // f32 (codes): how often each index below `codes` occurs. mask: f32, of the indices' number of elements; 1: a row, 0:
 // padding, which does not count. Null: all are rows. Exact up to 2^24.
@@ -27,6 +35,8 @@ struct RowStatistics {
   Value relative_error;  // mean over rows of |z - q|^2 / |z|^2: unlike |z - q|^2 no shrinking of both lowers it
   Spread norm_ratio;     // |q| / |z|
   Spread angle;          // between z and q, in degrees; 90 where one of them is 0
+  // relative_error, norm_ratio, norm_ratio_p5, norm_ratio_p95, angle, angle_p5, angle_p95: as they are logged.
+  std::vector<NamedValue> named() const;
 };
 RowStatistics row_statistics(Operand z, Operand q, Value mask = {});
 

@@ -120,27 +120,21 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training, IfUnreachable un
   const Scope scope(tape, "statistics");
   const Value counts = histogram(book_indices(quantizer, quantized.indices), quantizer.all_codes());
   const Value window = windowed_counts(tape, training.ring(), training.slot(), counts);
-  const RowStatistics rows = row_statistics(quantized.z, quantized.q);
   tape.assign(training.step(), tape.read(training.step()) + 1);
   advance_random_state(tape, training.random());
   step.metrics = {{"loss", step.total}, {"reconstruction", step.reconstruction}};
   for (const LossTerm& term : quantized.losses) step.metrics.push_back({term.name, term.value});
-  const std::vector<NamedValue> rest{
-      {"usage", usage(counts)},
-      {"perplexity", perplexity(counts, quantizer.books())},
-      {"usage_window", usage(window)},
-      {"perplexity_window", perplexity(window, quantizer.books())},
-      {"relative_error", rows.relative_error},
-      {"norm_ratio", rows.norm_ratio.mean},
-      {"norm_ratio_p5", rows.norm_ratio.low},
-      {"norm_ratio_p95", rows.norm_ratio.high},
-      {"angle", rows.angle.mean},
-      {"angle_p5", rows.angle.low},
-      {"angle_p95", rows.angle.high},
-      {"grad_reconstruction", norm_of(from_reconstruction)},
-      {"grad_commitment", from_losses ? norm_of(from_losses) : tape.constant(0.0, {DType::f32, {}})},
-      {"grad_norm", norm}};
-  step.metrics.insert(step.metrics.end(), rest.begin(), rest.end());
+  const auto log = [&](const std::vector<NamedValue>& more) {
+    step.metrics.insert(step.metrics.end(), more.begin(), more.end());
+  };
+  log({{"usage", usage(counts)},
+       {"perplexity", perplexity(counts, quantizer.books())},
+       {"usage_window", usage(window)},
+       {"perplexity_window", perplexity(window, quantizer.books())}});
+  log(row_statistics(quantized.z, quantized.q).named());
+  log({{"grad_reconstruction", norm_of(from_reconstruction)},
+       {"grad_commitment", from_losses ? norm_of(from_losses) : tape.constant(0.0, {DType::f32, {}})},
+       {"grad_norm", norm}});
   if (gamma) step.metrics.push_back({"gamma", gamma});
   return step;
 }

@@ -37,11 +37,6 @@ class VqVaeTraining {
   Variable random_, ring_, slot_, step_;
 };
 
-struct NamedValue {
-  std::string name;
-  Value value;
-};  // a named scalar
-
 struct TrainStep {
   Value images, learning_rate;                // inputs: f32 (batch,H,W,C), f32 []
   Value reconstructions;                      // (batch,H,W,C), of the parameters before this step's update

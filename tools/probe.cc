@@ -194,17 +194,10 @@ void Recorder::add_shift(const BoundEstimator& estimator, Value gradient, std::v
 
 std::vector<NamedValue> Recorder::common() const {
   const Lookup& first = graph_.lookups[0].lookup;
-  const RowStatistics rows = row_statistics(first.z, first.q);
-  return {{"loss", loss_},
-          {"decode_loss", exact_.loss},
-          {"relative_error", rows.relative_error},
-          {"norm_ratio", rows.norm_ratio.mean},
-          {"norm_ratio_p5", rows.norm_ratio.low},
-          {"norm_ratio_p95", rows.norm_ratio.high},
-          {"angle", rows.angle.mean},
-          {"angle_p5", rows.angle.low},
-          {"angle_p95", rows.angle.high},
-          {"losses", length({losses_gradient(ste_.gradient)})}};
+  std::vector<NamedValue> numbers{{"loss", loss_}, {"decode_loss", exact_.loss}};
+  for (NamedValue& n : row_statistics(first.z, first.q).named()) numbers.push_back(std::move(n));
+  numbers.push_back({"losses", length({losses_gradient(ste_.gradient)})});
+  return numbers;
 }
 
 ProbeRecord Recorder::record() {

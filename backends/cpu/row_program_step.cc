@@ -41,6 +41,60 @@ struct Tile {
   Index row, rows, first, count;
 };  // `first`: index of the first element; count = rows x columns
 
+// How a row program is shared out: its tiles or blocks in chunks that depend on their number alone, a scratch for each
+// thread, and partial sums in double for each chunk, which are added in the order of the chunks.
+class Chunks {
+ public:
+  Chunks() = default;
+  // work: elements times ops; below `parallel` it is not worth waking a thread for.
+  Chunks(LowerCtx& ctx, Index pieces, std::size_t thread_bytes, std::size_t fold_doubles, Index work, Index parallel)
+      : pieces_(pieces), thread_bytes_(align64(thread_bytes)), fold_doubles_(fold_doubles) {
+    per_chunk_ = ceil_div(pieces, std::min(pieces, kMaxChunks));
+    chunks_ = ceil_div(pieces, per_chunk_);
+    threads_ = work < parallel ? 1 : omp_get_max_threads();
+    fold_bytes_ = align64(fold_doubles * sizeof(double));
+    scratch_ = Scratch(ctx, thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunks_));
+  }
+
+  // f(piece, scratch of the thread, folds of the chunk), folds zeroed before a chunk's first piece.
+  template <class F>
+  void run(F&& f) const {
+    const auto chunk = [&](Index c, int thread) {
+      double* const sums = folds(c);
+      std::fill_n(sums, fold_doubles_, 0.0);
+      const Index end = std::min(pieces_, (c + 1) * per_chunk_);
+      for (Index k = c * per_chunk_; k < end; ++k) f(k, scratch_.at<std::byte>(thread_bytes_ * ix(thread)), sums);
+    };
+    const int threads = std::min<int>(static_cast<int>(threads_), omp_get_max_threads());
+    if (threads == 1 || chunks_ == 1) {
+      for (Index c = 0; c < chunks_; ++c) chunk(c, 0);
+    } else {
+#pragma omp parallel for schedule(static) num_threads(threads)
+      for (Index c = 0; c < chunks_; ++c) chunk(c, omp_get_thread_num());
+    }
+  }
+
+  // y[k] = sum over chunks of their folds[offset + k].
+  template <class T>
+  void combine(std::size_t offset, Index count, T* y) const {
+    for (Index k = 0; k < count; ++k) {
+      double s = 0;
+      for (Index c = 0; c < chunks_; ++c) s += folds(c)[offset + ix(k)];
+      y[k] = static_cast<T>(s);
+    }
+  }
+
+ private:
+  double* folds(Index chunk) const {
+    return scratch_.at<double>(thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunk));
+  }
+  Index pieces_ = 0, chunks_ = 1, per_chunk_ = 1, threads_ = 1;
+  std::size_t thread_bytes_ = 0, fold_doubles_ = 0, fold_bytes_ = 0;
+  Scratch scratch_;
+};
+
+bool over_rows(Kind kind) { return kind == Kind::reduce_columns || kind == Kind::reduce_all; }
+
 struct Exec {
   Kind kind = Kind::elementwise;
   RowKernel kernel;
@@ -63,32 +117,22 @@ class Interpreter {
         if (op.attrs.has("slope")) e.p = op.attrs.d("slope");
         if (op.attrs.has("lo")) e.p = op.attrs.d("lo"), e.q = op.attrs.d("hi");
       }
-      if (op.kind == Kind::reduce_columns || op.kind == Kind::reduce_all) {
+      if (over_rows(op.kind)) {
         e.fold = fold_size_;
         fold_size_ += ix(p_.extent(p_.registers[ix(op.out)].layout));
       }
       code_.push_back(e);
     }
     const Index tiles = flat() ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows, tile_rows_);
-    chunks_ = std::min(tiles, kMaxChunks);
-    tiles_per_chunk_ = ceil_div(tiles, chunks_);
-    chunks_ = ceil_div(tiles, tiles_per_chunk_);
-    threads_ = p_.rows * p_.columns * static_cast<Index>(code_.size()) < kParallelWork ? 1 : omp_get_max_threads();
-    thread_bytes_ = align64(scratch_bytes_);
-    fold_bytes_ = align64(fold_size_ * sizeof(double));
-    scratch_ = Scratch(ctx, thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunks_));
+    chunks_ = Chunks(ctx, tiles, scratch_bytes_, fold_size_, p_.rows * p_.columns * static_cast<Index>(code_.size()),
+                     kParallelWork);
   }
 
   void run() const {
-    const int threads = std::min<int>(static_cast<int>(threads_), omp_get_max_threads());
-    if (threads == 1 || chunks_ == 1) {
-      for (Index c = 0; c < chunks_; ++c) run_chunk(c, 0);
-    } else {
-#pragma omp parallel for schedule(static) num_threads(threads)
-      for (Index c = 0; c < chunks_; ++c) run_chunk(c, omp_get_thread_num());
-    }
+    chunks_.run([this](Index tile, std::byte* scratch, double* folds) { run_tile(tile, scratch, folds); });
     for (const Exec& e : code_)
-      if (e.kind == Kind::reduce_columns || e.kind == Kind::reduce_all) combine(e);
+      if (over_rows(e.kind))
+        chunks_.combine(e.fold, p_.extent(places_[ix(e.out)].layout), reinterpret_cast<T*>(places_[ix(e.out)].base));
   }
 
   std::string detail() const {
@@ -97,7 +141,7 @@ class Interpreter {
   }
 
  private:
-  static constexpr Index kParallelWork = 65536;  // elements times ops that are worth waking a thread for
+  static constexpr Index kParallelWork = 65536;
 
   bool flat() const { return p_.rows == 1; }
   Index columns_of(const Tile& t) const { return flat() ? t.count : p_.columns; }
@@ -200,30 +244,23 @@ class Interpreter {
     return row_result ? l == Layout::scalar : l == Layout::row || l == Layout::scalar;
   }
 
-  void run_chunk(Index chunk, int thread) const {
-    std::byte* scratch = scratch_.at<std::byte>(thread_bytes_ * ix(thread));
-    double* folds = scratch_.at<double>(thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunk));
-    std::fill(folds, folds + fold_size_, 0.0);
-    const Index tiles = flat() ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows, tile_rows_);
-    const Index end = std::min(tiles, (chunk + 1) * tiles_per_chunk_);
-    for (Index k = chunk * tiles_per_chunk_; k < end; ++k) {
-      Tile t{};
-      if (flat())
-        t = {0, 1, k * tile_, std::min(tile_, p_.columns - k * tile_)};
-      else {
-        t.row = k * tile_rows_;
-        t.rows = std::min(tile_rows_, p_.rows - t.row);
-        t.first = t.row * p_.columns;
-        t.count = t.rows * p_.columns;
-      }
-      for (const Exec& e : code_) run_op(e, t, scratch, folds);
-      for (int r : p_.outputs)
-        if (const Place& p = places_[ix(r)]; p.copy_to != nullptr) {
-          const Index first = p.layout == Layout::full ? t.first : t.row,
-                      count = p.layout == Layout::full ? t.count : t.rows;
-          std::memcpy(p.copy_to + ix(first) * p.element, scratch + p.offset, ix(count) * p.element);
-        }
+  void run_tile(Index k, std::byte* scratch, double* folds) const {
+    Tile t{};
+    if (flat()) {
+      t = {0, 1, k * tile_, std::min(tile_, p_.columns - k * tile_)};
+    } else {
+      t.row = k * tile_rows_;
+      t.rows = std::min(tile_rows_, p_.rows - t.row);
+      t.first = t.row * p_.columns;
+      t.count = t.rows * p_.columns;
     }
+    for (const Exec& e : code_) run_op(e, t, scratch, folds);
+    for (int r : p_.outputs)
+      if (const Place& p = places_[ix(r)]; p.copy_to != nullptr) {
+        const Index first = p.layout == Layout::full ? t.first : t.row,
+                    count = p.layout == Layout::full ? t.count : t.rows;
+        std::memcpy(p.copy_to + ix(first) * p.element, scratch + p.offset, ix(count) * p.element);
+      }
   }
 
   void run_op(const Exec& e, const Tile& t, std::byte* scratch, double* folds) const {
@@ -336,25 +373,13 @@ class Interpreter {
     (max ? table_.max_rows : table_.min_rows)(x, t.rows, cols, cols, y);
   }
 
-  void combine(const Exec& e) const {
-    const Index n = p_.extent(places_[ix(e.out)].layout);
-    T* y = reinterpret_cast<T*>(places_[ix(e.out)].base);
-    const double* first = scratch_.at<double>(thread_bytes_ * ix(threads_)) + e.fold;
-    const std::size_t step = fold_bytes_ / sizeof(double);
-    for (Index k = 0; k < n; ++k) {
-      double s = 0;
-      for (Index c = 0; c < chunks_; ++c) s += first[ix(c) * step + ix(k)];
-      y[k] = static_cast<T>(s);
-    }
-  }
-
   const RowProgram p_;
   const simd::Common<T>& table_;
   std::vector<Place> places_;
   std::vector<Exec> code_;
-  Index tile_ = 0, tile_rows_ = 1, chunks_ = 1, tiles_per_chunk_ = 1, threads_ = 1;
-  std::size_t scratch_bytes_ = 0, accumulator_offset_ = 0, thread_bytes_ = 0, fold_bytes_ = 0, fold_size_ = 0;
-  Scratch scratch_;
+  Index tile_ = 0, tile_rows_ = 1;
+  std::size_t scratch_bytes_ = 0, accumulator_offset_ = 0, fold_size_ = 0;
+  Chunks chunks_;
 };
 
 template <class T>
@@ -373,16 +398,11 @@ class GeneratedStep final : public Step {
  public:
   GeneratedStep(LowerCtx& ctx, const RowProgram& program, std::unique_ptr<RowJit> code)
       : p_(program), code_(std::move(code)) {
-    chunks_ = std::min(code_->blocks(), kMaxChunks);
-    per_chunk_ = ceil_div(code_->blocks(), chunks_);
-    chunks_ = ceil_div(code_->blocks(), per_chunk_);
-    constexpr Index kParallelWork = 262144;  // elements times ops that are worth waking a thread for
-    threads_ = p_.rows * p_.columns * static_cast<Index>(p_.code.size()) < kParallelWork ? 1 : omp_get_max_threads();
-    thread_bytes_ = align64(code_->scratch_bytes());
-    fold_bytes_ = align64(code_->fold_doubles() * sizeof(double));
-    scratch_ = Scratch(ctx, thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunks_));
+    constexpr Index kParallelWork = 262144;
+    chunks_ = Chunks(ctx, code_->blocks(), code_->scratch_bytes(), code_->fold_doubles(),
+                     p_.rows * p_.columns * static_cast<Index>(p_.code.size()), kParallelWork);
     for (std::size_t i = 0; i < p_.code.size(); ++i)
-      if (p_.code[i].kind == Kind::reduce_columns || p_.code[i].kind == Kind::reduce_all) {
+      if (over_rows(p_.code[i].kind)) {
         const int out = p_.code[i].out;
         const auto k = std::find(p_.outputs.begin(), p_.outputs.end(), out) - p_.outputs.begin();
         sums_.push_back({code_->fold_of(i), p_.extent(p_.registers[ix(out)].layout),
@@ -391,19 +411,8 @@ class GeneratedStep final : public Step {
   }
 
   void run() override {
-    const int threads = std::min<int>(static_cast<int>(threads_), omp_get_max_threads());
-    if (threads == 1 || chunks_ == 1) {
-      for (Index c = 0; c < chunks_; ++c) run_chunk(c, 0);
-    } else {
-#pragma omp parallel for schedule(static) num_threads(threads)
-      for (Index c = 0; c < chunks_; ++c) run_chunk(c, omp_get_thread_num());
-    }
-    for (const Sum& sum : sums_)
-      for (Index k = 0; k < sum.count; ++k) {
-        double s = 0;
-        for (Index c = 0; c < chunks_; ++c) s += folds(c)[sum.offset + ix(k)];
-        sum.out[k] = static_cast<float>(s);
-      }
+    chunks_.run([this](Index block, std::byte* scratch, double* folds) { code_->run(block, scratch, folds); });
+    for (const Sum& sum : sums_) chunks_.combine(sum.offset, sum.count, sum.out);
   }
 
   std::string detail() const override {
@@ -416,21 +425,9 @@ class GeneratedStep final : public Step {
     Index count;
     float* out;
   };
-  double* folds(Index chunk) const {
-    return scratch_.at<double>(thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunk));
-  }
-  void run_chunk(Index chunk, int thread) const {
-    std::fill_n(folds(chunk), code_->fold_doubles(), 0.0);
-    const Index end = std::min(code_->blocks(), (chunk + 1) * per_chunk_);
-    for (Index b = chunk * per_chunk_; b < end; ++b)
-      code_->run(b, scratch_.at<std::byte>(thread_bytes_ * ix(thread)), folds(chunk));
-  }
-
   const RowProgram p_;
   std::unique_ptr<RowJit> code_;
-  Index chunks_ = 1, per_chunk_ = 1, threads_ = 1;
-  std::size_t thread_bytes_ = 0, fold_bytes_ = 0;
-  Scratch scratch_;
+  Chunks chunks_;
   std::vector<Sum> sums_;
 };
 

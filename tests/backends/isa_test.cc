@@ -3,9 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <functional>
 
 #include "backends/backends.h"
 #include "backends/cpu/kernels.h"
@@ -13,27 +11,14 @@
 #include "ops/index.h"
 #include "ops/norm.h"
 #include "ops/reduce.h"
+#include "tests/backends/each_isa.h"
 #include "tests/conformance/conformance.h"
 #include "tests/support/expect.h"
 
 namespace sg::test {
 namespace {
 
-// Calls f once with each instruction set that can be chosen, and puts the old one back.
-void on_each_isa(const std::function<void(const std::string&)>& f) {
-  const std::string before = isa_name();
-  for (const char* name : {"generic", "avx2", "avx512"}) {
-    try {
-      set_isa(name);
-    } catch (const Error&) {
-      std::printf("    not on this processor: %s\n", name);
-      continue;
-    }
-    EXPECT_EQ(isa_name(), name);
-    f(name);
-  }
-  set_isa(before);
-}
+constexpr std::initializer_list<const char*> kAll{"generic", "avx2", "avx512"};
 
 TEST(Isa, UnknownNameListsWhatTheProcessorHas) {
   SG_EXPECT_ERROR(usage, "generic", set_isa("mmx"));
@@ -44,15 +29,13 @@ TEST(Isa, UnknownNameListsWhatTheProcessorHas) {
 TEST(Isa, EveryCaseAgreesWithTheReference) {
   for (const Case* c : selected_cases()) {
     const CaseResults want = run_case(*c, reference_backend(), config_by_name("default"), 5);
-    on_each_isa([&](const std::string& isa) {
+    on_each_isa(kAll, [&](const std::string& isa) {
       const CaseResults got = run_case(*c, cpu_backend(), config_by_name("replay"), 5);
       const std::string difference = compare_results(*c, got, want);
       EXPECT_EQ(difference, "") << c->op << " " << c->name << " on " << isa;
     });
   }
 }
-
-double ulp_of(double exact) { return std::ldexp(1.0, std::max(std::ilogb(exact), -126) - 23); }
 
 TEST(Isa, VectorFunctionsAreWithinTheirUlp) {
   struct Function {
@@ -71,33 +54,15 @@ TEST(Isa, VectorFunctionsAreWithinTheirUlp) {
       {"acos", acos, [](double x) { return std::acos(x); }, 1.5},
       {"rsqrt", rsqrt, [](double x) { return 1 / std::sqrt(x); }, 1.6},
   };
-  std::vector<float> points;
-  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 65521)  // of every exponent and sign
-    points.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
-  for (int i = -40000; i <= 40000; ++i) points.push_back(static_cast<float>(i) * 5e-4f);
+  const std::vector<float> points = floats_of_every_size();
   const Tensor x = Tensor::of<float>({static_cast<std::int64_t>(points.size())}, points);
-  on_each_isa([&](const std::string& isa) {
+  on_each_isa(kAll, [&](const std::string& isa) {
     for (const Function& f : functions) {
       Tape tape;
       CompileOptions plain;
       plain.optimize = false;  // constants are not to be folded
-      const Tensor y = eval(f.apply(tape.constant(x)), cpu_backend(), plain);
-      for (std::size_t i = 0; i < points.size(); ++i) {
-        // Subnormal numbers count as zero.
-        const double x_read =
-            std::abs(points[i]) < 0x1p-126f ? 0.0 * static_cast<double>(points[i]) : static_cast<double>(points[i]);
-        const double exact = f.exact(x_read), got = y.at(static_cast<std::int64_t>(i));
-        const auto rounded = static_cast<float>(exact);
-        if (!std::isfinite(rounded)) {
-          ASSERT_TRUE(std::isnan(rounded) ? std::isnan(got) : got == exact || got == static_cast<double>(rounded))
-              << f.name << "(" << points[i] << ") = " << got << " on " << isa;
-        } else if (std::abs(exact) >= 0x1p-126) {
-          ASSERT_LE(std::abs(got - exact), f.ulp * ulp_of(exact)) << f.name << "(" << points[i] << ") on " << isa;
-        } else {
-          ASSERT_TRUE(got == 0 || std::abs(got) == 0x1p-126)  // subnormal results are flushed to zero
-              << f.name << "(" << points[i] << ") = " << got << " on " << isa;
-        }
-      }
+      expect_within_ulp(eval(f.apply(tape.constant(x)), cpu_backend(), plain), points, f.exact, f.ulp,
+                        f.name + (" on " + isa));
     }
   });
 }
@@ -107,7 +72,7 @@ TEST(Isa, LongSumsKeepTheirDigits) {
   constexpr std::int64_t n = 1 << 20;
   const Tensor x = Tensor::full({DType::f32, {n / 16, 16}}, 0.1);
   const double exact = static_cast<double>(n) * static_cast<double>(0.1f);
-  on_each_isa([&](const std::string& isa) {
+  on_each_isa(kAll, [&](const std::string& isa) {
     Tape tape;
     const Value v = tape.constant(x);
     CompileOptions plain;
@@ -131,7 +96,7 @@ TEST(Isa, NearestCodeBreaksTiesDownwards) {
       if (k < half) z.set(k * depth + d, v);
     }
   z.set(5 * depth, std::nan(""));
-  on_each_isa([&](const std::string& isa) {
+  on_each_isa(kAll, [&](const std::string& isa) {
     Tape tape;
     const Tensor picks = eval(nearest_code(tape.constant(z), tape.constant(codes)), cpu_backend());
     for (std::int64_t n = 0; n < half; ++n) EXPECT_EQ(picks.at(n), n == 5 ? 0 : n) << isa;

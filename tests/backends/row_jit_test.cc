@@ -4,9 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
-#include <functional>
 #include <limits>
 
 #include "backends/backends.h"
@@ -16,24 +14,13 @@
 #include "ops/elementwise.h"
 #include "ops/estimators.h"
 #include "ops/reduce.h"
+#include "tests/backends/each_isa.h"
 #include "tests/support/expect.h"
 
 namespace sg::test {
 namespace {
 
-void on_each_generator(const std::function<void(const std::string&)>& f) {
-  const std::string before = isa_name();
-  for (const char* name : {"avx2", "avx512"}) {
-    try {
-      set_isa(name);
-    } catch (const Error&) {
-      std::printf("    not on this processor: %s\n", name);
-      continue;
-    }
-    f(name);
-  }
-  set_isa(before);
-}
+constexpr std::initializer_list<const char*> kGenerators{"avx2", "avx512"};
 
 CompileOptions unfolded() {
   CompileOptions options;
@@ -51,8 +38,6 @@ std::vector<Tensor> run_generated(const Tape& tape, const std::vector<Value>& fe
   return out;
 }
 
-double ulp_of(double exact) { return std::ldexp(1.0, std::max(std::ilogb(exact), -126) - 23); }
-
 TEST(RowJit, FunctionsAreWithinTheirUlp) {
   struct Function {
     const char* name;
@@ -69,31 +54,14 @@ TEST(RowJit, FunctionsAreWithinTheirUlp) {
       {"sqrt", sqrt, [](double x) { return std::sqrt(x); }, 0.5},
       {"rsqrt", rsqrt, [](double x) { return 1 / std::sqrt(x); }, 1.6},
   };
-  std::vector<float> points;
-  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 65521)  // of every exponent and sign
-    points.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
-  for (int i = -40000; i <= 40000; ++i) points.push_back(static_cast<float>(i) * 5e-4f);
+  const std::vector<float> points = floats_of_every_size();
   const Tensor x = Tensor::of<float>({static_cast<std::int64_t>(points.size())}, points);
-  on_each_generator([&](const std::string& isa) {
+  on_each_isa(kGenerators, [&](const std::string& isa) {
     for (const Function& f : functions) {
       Tape tape;
-      const Tensor y = run_generated(tape, {f.apply(abs(-tape.constant(x)) * sign(tape.constant(x)))})[0];
-      for (std::size_t i = 0; i < points.size(); ++i) {
-        // Subnormal numbers count as zero.
-        const double x_read =
-            std::abs(points[i]) < 0x1p-126f ? 0.0 * static_cast<double>(points[i]) : static_cast<double>(points[i]);
-        const double exact = f.exact(x_read), got = y.at(static_cast<std::int64_t>(i));
-        const auto rounded = static_cast<float>(exact);
-        if (!std::isfinite(rounded)) {
-          ASSERT_TRUE(std::isnan(rounded) ? std::isnan(got) : got == exact || got == static_cast<double>(rounded))
-              << f.name << "(" << points[i] << ") = " << got << " on " << isa;
-        } else if (std::abs(exact) >= 0x1p-126) {
-          ASSERT_LE(std::abs(got - exact), f.ulp * ulp_of(exact)) << f.name << "(" << points[i] << ") on " << isa;
-        } else {
-          ASSERT_TRUE(got == 0 || std::abs(got) == 0x1p-126)  // subnormal results are flushed to zero
-              << f.name << "(" << points[i] << ") = " << got << " on " << isa;
-        }
-      }
+      const Value same =
+          abs(-tape.constant(x)) * sign(tape.constant(x));  // more than one op, so that a program is made
+      expect_within_ulp(run_generated(tape, {f.apply(same)})[0], points, f.exact, f.ulp, f.name + (" on " + isa));
     }
   });
 }
@@ -106,7 +74,7 @@ TEST(RowJit, SpecialNumbersAreThoseOfTheReference) {
   for (const float a : specials)
     for (const float b : specials) left.push_back(a), right.push_back(b);
   const auto n = static_cast<std::int64_t>(left.size());
-  on_each_generator([&](const std::string& isa) {
+  on_each_isa(kGenerators, [&](const std::string& isa) {
     Tape tape;
     const Value a = tape.constant(Tensor::of<float>({n}, left)), b = tape.constant(Tensor::of<float>({n}, right));
     const std::vector<Value> values{minimum(a, b),
@@ -142,7 +110,7 @@ TEST(RowJit, SpecialNumbersAreThoseOfTheReference) {
 // Rows and columns around every multiple of the vector's lanes; row, column and scalar operands; sums in all
 // directions.
 TEST(RowJit, EveryTailIsRight) {
-  on_each_generator([&](const std::string& isa) {
+  on_each_isa(kGenerators, [&](const std::string& isa) {
     for (const std::int64_t rows : {2, 7, 8, 15, 16, 17, 33, 100})
       for (const std::int64_t columns : {1, 3, 7, 8, 9, 15, 16, 17, 64, 100, 129, 300}) {
         Tensor data({DType::f32, {rows, columns}}), per_column({DType::f32, {columns}});
@@ -170,7 +138,7 @@ TEST(RowJit, IsUsedForTheRotationTrickAndCanBeSwitchedOff) {
   const Value z = tape.input("z", {DType::f32, {48, 20}}), q = tape.input("q", {DType::f32, {48, 20}});
   const Value dz = gradient(sum(square(rotation_trick(z, q))), z);
   const std::string before = isa_name();
-  on_each_generator([&](const std::string& isa) {
+  on_each_isa(kGenerators, [&](const std::string& isa) {
     EXPECT_NE(compile(tape, {dz}, cpu_backend()).explain().find(isa + " code of"), std::string::npos);
   });
   cpu::set_code_generation(false);

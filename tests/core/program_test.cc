@@ -11,6 +11,7 @@
 #include "ops/gradient.h"
 #include "ops/index.h"
 #include "ops/matmul.h"
+#include "ops/op_ids.h"
 #include "ops/random.h"
 #include "ops/reduce.h"
 #include "ops/shape_ops.h"
@@ -242,6 +243,32 @@ TEST_P(Programs, ExactForwardGivesTheBitsOfTheCode) {
     p.feed(q, q_rows);
     p.run();
     EXPECT_TRUE(same_bits(p.fetch(z_q), q_rows)) << name;
+  }
+}
+
+// Forward, an estimator costs nothing and q - z does not exist: z_q is q's own array. With a gradient, the one of the
+// straight-through estimator does not make it either.
+TEST_P(Programs, ExactForwardNeverMakesTheDifference) {
+  const TensorType type{DType::f32, {64, 8}};
+  for (const auto& name : rows_only_estimator_names()) {
+    const BoundEstimator estimator = estimator_by_name(name);
+    if (!estimator.def.exact_forward) continue;
+    Tape tape;
+    const Value z = tape.input("z", type), q = tape.input("q", type);
+    const Program p = compile(tape, {estimator(z, q)}, on());
+    EXPECT_EQ(p.stats().steps, 0u) << name << "\n" << p.explain();
+  }
+  for (const bool fuse : {true, false}) {
+    CompileOptions options;
+    options.fuse = fuse;
+    Tape tape;
+    const Value z = tape.input("z", type), q = tape.input("q", type), w = tape.input("w", type);
+    const Value z_q = straight_through(z, q);
+    const Program p = compile(tape, {z_q, gradient(sum(w * square(z_q)), z)}, on(), options);
+    for (const Instr& instr : p.compiled_tape().instrs()) EXPECT_NE(instr.op, OpId::sub) << p.explain();
+    EXPECT_EQ(p.explain().find("sub "), std::string::npos) << p.explain();  // nor inside a row program
+    options.exact_forward = false;
+    EXPECT_NE(compile(tape, {z_q}, on(), options).explain().find("sub "), std::string::npos) << "what is looked for";
   }
 }
 
