@@ -36,23 +36,7 @@ EntropyLosses entropy_losses(Operand z, Operand codes, double temperature, Value
 // gives no gradient to the codes, which gradients() then reports as unreachable.
 struct VqLosses {
   Value codebook, commitment;  // unweighted
-  Value total;  // |Cn Cn^T|_F^2 / K^2 - 1/K for codes (K,D), Cn their rows divided by their lengths: the mean squared
-                // cosine between two
-  // codes, the K with themselves left out. 0 where all are orthogonal, which takes K <= D. Trains the codes. Computed
-  // as |Cn^T Cn|_F^2, which is the same number, so that nothing K x K is stored. A code of length 0 counts as
-  // orthogonal to all. (2112.00384, eq. 2)
-  Value orthogonal_loss(Operand codes);
-
-  // The codebook's entropies with p = softmax(-|z - c|^2 / temperature), in nats, of the rows z (N,D) and codes (K,D).
-  // Train both. They hold N x K numbers. See entropies() for the parts.
-  //   entropy   = E[H(p)] - H(E[p]): each row certain of its code, all codes in use (2310.05737, 2412.02692)
-  //   diversity = -H(E[p]): the second alone
-  struct EntropyLosses {
-    Value entropy, diversity;
-  };
-  EntropyLosses entropy_losses(Operand z, Operand codes, double temperature, Value mask = {});
-
-  // beta codebook + gamma commitment
+  Value total;                 // beta codebook + gamma commitment
 };
 VqLosses vq_losses(Operand z, Operand q, double beta = 1.0, double gamma = 0.25);
 
