@@ -34,7 +34,7 @@ BUSY = 0.05   # share of the machine that others may take in a run
 
 
 def work(contender, preset, estimator, threads, repeats, warm):
-    """Prints one JSON line: what `stopgrad bench --json` calls median_ms, min_ms, first_step_s (from $BENCH_START) and
+    """Prints one JSON line: what `stopgrad bench step --json -` calls median_ms, min_ms, first_step_s (from $BENCH_START) and
     loss; import_rss_mib, the memory taken before the model was made."""
     import resource
     import torch
@@ -131,7 +131,7 @@ def command_of(contender, preset, estimator, threads, args):
     extra = {"OMP_NUM_THREADS": str(threads)}
     counts = ["--threads", str(threads), "--repeats", str(args.repeats), "--warm", str(args.warm)]
     if contender == "stopgrad":
-        return [args.program, "bench", "--json", "--preset", preset, "--estimator", estimator, *CODEBOOK, *counts], extra
+        return [args.program, "bench", "step", "--json", "-", "--preset", preset, "--estimator", estimator, *CODEBOOK, *counts], extra
     if contender == "tuned":
         extra.update(KEEP_MEMORY)
     return [sys.executable, os.path.abspath(__file__), "--worker", contender, "--presets", preset, "--estimators",

@@ -64,7 +64,7 @@ TEST(Cli, WrongUsageIsOneMessageAndCodeTwo) {
   expect_fails("train --config " + folder.write("c.toml", "coeds = 3\n").string() + out, 2, "unknown setting 'coeds'");
   expect_fails("encode " + folder.path().string(), 2, "IMAGES");
   expect_fails("tape vqvae --format pdf", 2, "pdf");
-  expect_fails("bench --repeats 0", 2, "--repeats");
+  expect_fails("bench step --repeats 0", 2, "--repeats");
   EXPECT_FALSE(std::filesystem::exists(folder / "run")) << "nothing may be written";
 }
 
@@ -364,7 +364,7 @@ TEST(Cli, InfoAndBenchReport) {
   EXPECT_EQ(info.code, 0);
   for (const char* part : {"stopgrad 0.", "reference", "cpu", "threads"}) SG_EXPECT_CONTAINS(info.text, part);
   const Outcome bench =
-      stopgrad("bench --json --repeats 2 --warm 0 --hidden 8 --residual-hidden 4 --codes 16 --code-dim 4 --batch 4");
+      stopgrad("bench step --json - --repeats 2 --warm 0 --hidden 8 --residual-hidden 4 --codes 16 --code-dim 4 --batch 4");
   ASSERT_EQ(bench.code, 0) << bench.text;
   const auto json = nlohmann::json::parse(bench.text);
   EXPECT_GT(json["median_ms"].get<double>(), 0);
