@@ -17,13 +17,14 @@ std::size_t ix(std::int32_t i) { return static_cast<std::size_t>(i); }
 template <class T>
 std::int64_t first_non_finite(std::span<const T> values) {
   for (std::size_t i = 0; i < values.size(); ++i)
-    if (!std::isfinite(values[i])) return static_cast<std::int64_t>(i);
+    if (!std::isfinite(static_cast<double>(values[i]))) return static_cast<std::int64_t>(i);
   return -1;
 }
 
 std::int64_t first_non_finite(const Tensor& t) {
   if (t.dtype() == DType::f32) return first_non_finite(t.span<float>());
   if (t.dtype() == DType::f64) return first_non_finite(t.span<double>());
+  if (t.dtype() == DType::bf16) return first_non_finite(t.span<BFloat16>());
   return -1;
 }
 
@@ -224,20 +225,21 @@ double Program::fetch_scalar(Value value) const {
     fail(ErrorKind::shape, "fetch_scalar: the value is {}, not one number", to_string(type));
   alignas(8) std::byte buffer[8];
   impl_->backend->download(buffer, impl_->readable(v), type);
-  float f;
-  double d;
-  std::int32_t i;
+  const auto as = [&](auto value) {
+    std::memcpy(&value, buffer, sizeof value);
+    return static_cast<double>(value);
+  };
   switch (type.dtype) {
     case DType::f32:
-      std::memcpy(&f, buffer, 4);
-      return static_cast<double>(f);
+      return as(float{});
     case DType::f64:
-      std::memcpy(&d, buffer, 8);
-      return d;
-    default:
-      std::memcpy(&i, buffer, 4);
-      return i;
+      return as(double{});
+    case DType::i32:
+      return as(std::int32_t{});
+    case DType::bf16:
+      return as(BFloat16{});
   }
+  return 0;
 }
 
 const Tape& Program::compiled_tape() const { return *impl_->tape; }

@@ -20,6 +20,7 @@ std::optional<double> uniform_value(const Tape& tape, std::int32_t value) {
 
 double rounded_to(double value, DType t) {
   if (t == DType::f32) return static_cast<double>(static_cast<float>(value));
+  if (t == DType::bf16) return static_cast<double>(BFloat16(value));
   if (t == DType::i32) return std::trunc(value);
   return value;
 }
@@ -169,7 +170,7 @@ Rewritten simplify(const Tape& tape) {
     if (def.scalar != nullptr && !inputs.empty()) {
       std::vector<double> values;
       for (const Value& v : inputs)
-        if (const auto u = uniform_value(r.out(), v.id)) values.push_back(*u);
+        if (const auto u = uniform_value(r.out(), v.id)) values.push_back(rounded_to(*u, v.dtype()));
       if (values.size() == inputs.size()) {
         const TensorType& type = tape.type(instr.outputs[0]);
         r.replace(instr.outputs[0], constant(rounded_to(def.scalar(values.data(), instr.attrs), type.dtype), type));
@@ -241,6 +242,13 @@ Rewritten decompose_unsupported(const Tape& tape, const SupportedFn& supported, 
         r.copy(index);
         continue;
       }
+      const bool bf16 = std::any_of(instr.inputs.begin(), instr.inputs.end(),
+                                    [&](std::int32_t v) { return current->type(v).dtype == DType::bf16; }) ||
+                        std::any_of(instr.outputs.begin(), instr.outputs.end(),
+                                    [&](std::int32_t v) { return current->type(v).dtype == DType::bf16; });
+      if (bf16 && (def.decompose == nullptr || strict))
+        fail(ErrorKind::unsupported, "backend '{}' has no kernel for {} in bf16; cast to f32\n  {}", backend, def.name,
+             current->describe(instr.outputs[0]));
       if (def.decompose == nullptr || strict)
         fail(ErrorKind::unsupported, "backend '{}' has no kernel for {}{}\n  {}", backend, def.name,
              def.decompose == nullptr ? ", and the op has no decomposition"

@@ -96,7 +96,7 @@ void write_pieces(const fs::path& given, std::span<const Bytes> pieces) {
   if (::fsync(dir.get()) != 0 && errno != EINVAL) fail_errno("sync", folder, errno);
 }
 
-const char* format_name(DType t) { return t == DType::f32 ? "F32" : t == DType::f64 ? "F64" : "I32"; }
+const char* format_name(DType t) { return t == DType::f32 ? "F32" : t == DType::f64 ? "F64" : t == DType::i32 ? "I32" : "BF16"; }
 
 struct Entry {
   std::string name;
@@ -217,9 +217,9 @@ class Loader {
     Entry e{name, {}, 0, 0};
 
     const auto dtype = field(name, value, "dtype", json::value_t::string).get<std::string>();
-    const auto known = {DType::f32, DType::f64, DType::i32};
+    const auto known = {DType::f32, DType::f64, DType::i32, DType::bf16};
     const auto* it = std::find_if(known.begin(), known.end(), [&](DType t) { return dtype == format_name(t); });
-    if (it == known.end()) reject("tensor '{}' has dtype '{}'; F32, F64 and I32 can be read", name, dtype);
+    if (it == known.end()) reject("tensor '{}' has dtype '{}'; F32, F64, BF16 and I32 can be read", name, dtype);
     e.type.dtype = *it;
 
     const json& shape = field(name, value, "shape", json::value_t::array);

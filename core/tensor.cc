@@ -15,9 +15,12 @@ decltype(auto) with_type(DType t, F f) {
       return f(float{});
     case DType::f64:
       return f(double{});
-    default:
+    case DType::i32:
       return f(std::int32_t{});
+    case DType::bf16:
+      return f(BFloat16{});
   }
+  internal_error("with_type", fmt::format("no element type {}", static_cast<int>(t)), Loc::current());
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "core/bfloat16.h"
 #include "core/error.h"
 #include "core/shape.h"
 
@@ -20,6 +21,7 @@ template <class T> constexpr DType dtype_of();
 template <> constexpr DType dtype_of<float>() { return DType::f32; }
 template <> constexpr DType dtype_of<double>() { return DType::f64; }
 template <> constexpr DType dtype_of<std::int32_t>() { return DType::i32; }
+template <> constexpr DType dtype_of<BFloat16>() { return DType::bf16; }
 
 class Tensor {
  public:

@@ -26,7 +26,8 @@ inline void integer(std::string_view op, std::string_view what, const TensorType
 inline void same_dtype(std::string_view op, std::string_view what_a, const TensorType& a, std::string_view what_b,
                        const TensorType& b) {
   if (a.dtype != b.dtype)
-    fail(ErrorKind::dtype, "{}: {} is {}, {} is {}", op, what_a, to_string(a.dtype), what_b, to_string(b.dtype));
+    fail(ErrorKind::dtype, "{}: {} is {}, {} is {}; cast one of them", op, what_a, to_string(a.dtype), what_b,
+         to_string(b.dtype));
 }
 
 inline void rank(std::string_view op, std::string_view what, const TensorType& t, int wanted, std::string_view axes) {

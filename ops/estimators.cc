@@ -52,8 +52,10 @@ using estimator::unit_or_zero;
 
 // A sum or difference of unit vectors up to this length is rounding noise without a direction.
 double direction_noise(DType dtype) {
-  return 64 *
-         (dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : double{std::numeric_limits<float>::epsilon()});
+  constexpr double kBf16Epsilon = 0x1p-7;
+  return 64 * (dtype == DType::f64    ? std::numeric_limits<double>::epsilon()
+               : dtype == DType::bf16 ? kBf16Epsilon
+                                      : double{std::numeric_limits<float>::epsilon()});
 }
 
 // What the estimators know of each row's z and q, all of it stopped. Lengths are (N,1), vectors (N,D).

@@ -43,7 +43,14 @@ Value sum_to_shape(Value x, const Shape& shape, Loc loc) {
   std::vector<std::int64_t> axes;
   for (int i = 0; i < x.shape().rank(); ++i)
     if (i < added || (shape[i - added] == 1 && x.shape()[i] != 1)) axes.push_back(i);
-  const Value total = x.tape->emit1(OpId::sum, {x}, {{"axes", std::move(axes)}, {"keep", std::int64_t{0}}}, loc);
+  const DType dtype = x.dtype();
+  const auto cast_to = [&](Value v, DType to) {
+    return v.dtype() == to ? v : v.tape->emit1(OpId::cast, {v}, {{"dtype", static_cast<std::int64_t>(to)}}, loc);
+  };
+  // Sums of bf16 are made in f32: past 256 terms of one size a sum kept in bf16 stops growing.
+  const Value terms = cast_to(x, dtype == DType::bf16 ? DType::f32 : dtype);
+  const Value sum = x.tape->emit1(OpId::sum, {terms}, {{"axes", std::move(axes)}, {"keep", std::int64_t{0}}}, loc);
+  const Value total = cast_to(sum, dtype);
   if (total.shape() == shape) return total;
   return x.tape->emit1(OpId::reshape, {total}, {{"shape", shape.vec()}}, loc);
 }

@@ -14,6 +14,7 @@ std::vector<TensorType> infer_random(std::span<const TensorType> in, const Attrs
   if (in[0] != TensorType{DType::i32, {2}})
     fail(ErrorKind::dtype, "{}: the state is {}, must be i32[2] = [seed, step]", op_def(op).name, to_string(in[0]));
   if (!is_real(dtype)) fail(ErrorKind::dtype, "{}: makes real numbers, not {}", op_def(op).name, to_string(dtype));
+  if (dtype == DType::bf16) fail(ErrorKind::dtype, "{}: makes f32 or f64; cast the numbers to bf16", op_def(op).name);
   return {{dtype, Shape(attrs.ints("shape"))}};
 }
 

@@ -121,6 +121,8 @@ Tensor read_npy(const std::filesystem::path& path) {
 }
 
 void write_npy(const std::filesystem::path& path, const Tensor& value) {
+  if (value.dtype() == DType::bf16)
+    fail(ErrorKind::dtype, "{}: the .npy format has no bf16; cast to f32 first", path.string());
   const char* descr = value.dtype() == DType::f32 ? "<f4" : value.dtype() == DType::f64 ? "<f8" : "<i4";
   std::string shape;
   for (const std::int64_t d : value.shape()) shape += std::to_string(d) + ", ";

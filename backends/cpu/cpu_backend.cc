@@ -51,7 +51,8 @@ class CpuBackend final : public Backend {
   }
 
   bool supports(const Tape& tape, const Instr& instr) const override {
-    return onednn_lowering(instr.op) ? is_real(tape.type(instr.outputs[0]).dtype) : has_kernel(tape, instr);
+    const DType t = tape.type(instr.outputs[0]).dtype;
+    return onednn_lowering(instr.op) ? t == DType::f32 || t == DType::f64 : has_kernel(tape, instr);
   }
   std::unique_ptr<Step> lower(LowerCtx& ctx) override {
     const LowerFn lower = onednn_lowering(ctx.instr().op);

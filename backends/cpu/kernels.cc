@@ -101,6 +101,12 @@ const Entry* find(OpId op) {
   return nullptr;
 }
 
+bool uses_bf16(const Tape& tape, const Instr& instr) {
+  const auto is_bf16 = [&](std::int32_t v) { return tape.type(v).dtype == DType::bf16; };
+  return std::any_of(instr.inputs.begin(), instr.inputs.end(), is_bf16) ||
+         std::any_of(instr.outputs.begin(), instr.outputs.end(), is_bf16);
+}
+
 }  // namespace
 
 cpu::RowKernel cpu::row_kernel(OpId op) {
@@ -118,13 +124,16 @@ bool has_row_kernel(const Tape& tape, const Instr& instr) {
   if (kernel.kind == cpu::RowKernel::none) return false;
   // One real type per region keeps the executor a template over it; i32 holds masks only.
   const DType in = tape.type(instr.inputs[0]).dtype, out = tape.type(instr.outputs[0]).dtype;
+  if (uses_bf16(tape, instr)) return false;
   if (kernel.kind == cpu::RowKernel::where) return is_real(out);
   if (kernel.kind == cpu::RowKernel::compare) return is_real(in);
   if (kernel.kind == cpu::RowKernel::cast) return in == DType::i32 && out == DType::f32;
   return is_real(in) && in == out;
 }
 
-bool has_kernel(const Tape&, const Instr& instr) { return find(instr.op) != nullptr; }
+bool has_kernel(const Tape& tape, const Instr& instr) {
+  return find(instr.op) != nullptr && !uses_bf16(tape, instr);
+}
 
 std::unique_ptr<Step> lower_kernel(LowerCtx& ctx) {
   const Entry* entry = find(ctx.instr().op);

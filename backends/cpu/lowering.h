@@ -72,7 +72,7 @@ template <> inline const simd::Real<double>& real_table<double>() { return simd_
 
 // f(T{}) with T the type of an element.
 template <class F> StepPtr with_real(DType t, F f) {
-  SG_CHECK(is_real(t), "no kernel for i32");
+  SG_CHECK(t == DType::f32 || t == DType::f64, "no kernel for {}", to_string(t));
   return t == DType::f64 ? f(double{}) : f(float{});
 }
 template <class F> StepPtr with_any(DType t, F f) {

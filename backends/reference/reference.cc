@@ -1,5 +1,6 @@
 // The reference backend: the oracle that other backends are compared with. Plain loops on one thread, real numbers
-// always in double, whatever the tape says; host arrays of f32 are widened on the way in and rounded on the way out.
+// always in double, whatever the tape says; host arrays of f32 and bf16 are widened on the way in and rounded on the way
+// out. A result of type bf16 is rounded to bf16 as soon as it is made: what an op loses in bf16 is part of its meaning.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -130,6 +131,28 @@ LowerFn lowering(OpId op) {
   return nullptr;
 }
 
+// A kernel, and then its bf16 results rounded.
+std::unique_ptr<Step> with_rounding(LowerCtx& ctx, std::unique_ptr<Step> kernel) {
+  std::vector<std::span<double>> rounded;
+  for (const std::int32_t v : ctx.instr().outputs)
+    if (const TensorType& type = ctx.type(v); type.dtype == DType::bf16)
+      rounded.emplace_back(static_cast<double*>(ctx.data(v)), static_cast<std::size_t>(type.shape.elements()));
+  if (rounded.empty()) return kernel;
+  return reference::make_step([kernel = std::shared_ptr<Step>(std::move(kernel)), rounded] {
+    kernel->run();
+    for (const std::span<double> values : rounded)
+      for (double& x : values) x = static_cast<double>(BFloat16(x));
+  });
+}
+
+// f(T{}) with T the type of a host array of real numbers narrower than double; nothing for other types.
+template <class F>
+bool with_narrow_real(DType t, F f) {
+  if (t == DType::f32) f(float{});
+  if (t == DType::bf16) f(BFloat16{});
+  return t == DType::f32 || t == DType::bf16;
+}
+
 class ReferenceBackend final : public Backend {
  public:
   std::string_view name() const override { return "reference"; }
@@ -140,7 +163,7 @@ class ReferenceBackend final : public Backend {
   std::unique_ptr<Step> lower(LowerCtx& ctx) override {
     const LowerFn fn = lowering(ctx.instr().op);
     SG_CHECK(fn != nullptr, "reference: {} is no op of a backend", op_def(ctx.instr().op).name);
-    return fn(ctx);
+    return with_rounding(ctx, fn(ctx));
   }
 
   bool in_place(const Tape& tape, const Instr& instr, int i, int) const override {
@@ -159,21 +182,21 @@ class ReferenceBackend final : public Backend {
   void release(void* p) override { std::free(p); }
 
   void upload(void* dst, const std::byte* src, TensorType type) override {
-    if (type.dtype == DType::f32) {
-      const auto* from = reinterpret_cast<const float*>(src);
-      std::copy_n(from, type.shape.elements(), static_cast<double*>(dst));
-    } else if (type.bytes() > 0) {
-      std::memcpy(dst, src, type.bytes());
-    }
+    const bool widened = with_narrow_real(type.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      std::transform(reinterpret_cast<const T*>(src), reinterpret_cast<const T*>(src) + type.shape.elements(),
+                     static_cast<double*>(dst), [](T x) { return static_cast<double>(x); });
+    });
+    if (!widened && type.bytes() > 0) std::memcpy(dst, src, type.bytes());
   }
 
   void download(std::byte* dst, const void* src, TensorType type) override {
-    if (type.dtype == DType::f32) {
+    const bool narrowed = with_narrow_real(type.dtype, [&](auto zero) {
+      using T = decltype(zero);
       std::transform(static_cast<const double*>(src), static_cast<const double*>(src) + type.shape.elements(),
-                     reinterpret_cast<float*>(dst), [](double x) { return static_cast<float>(x); });
-    } else if (type.bytes() > 0) {
-      std::memcpy(dst, src, type.bytes());
-    }
+                     reinterpret_cast<T*>(dst), [](double x) { return T(x); });
+    });
+    if (!narrowed && type.bytes() > 0) std::memcpy(dst, src, type.bytes());
   }
 };
 

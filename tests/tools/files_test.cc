@@ -34,6 +34,11 @@ TEST(Npy, RoundTrip) {
   }
 }
 
+TEST(Npy, HasNoBf16) {
+  const TempFolder folder;
+  SG_EXPECT_ERROR(dtype, "cast to f32", write_npy(folder / "t.npy", Tensor({DType::bf16, {2}})));
+}
+
 TEST(Npy, ReadsNumpysInt64) {
   const TempFolder folder;
   const std::string header = "{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }\n";
