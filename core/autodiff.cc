@@ -238,7 +238,8 @@ class FlowsToLoss {
       }
     }
     if (!used) return;
-    for (std::size_t k = 0; k < instr.inputs.size(); ++k) {
+    const std::size_t operands = def.role == Role::after ? 1 : instr.inputs.size();
+    for (std::size_t k = 0; k < operands; ++k) {
       Flow& in = flow(instr.inputs[k]);
       in.used = true;
       const TensorType& type = tape_.type(instr.inputs[k]);
@@ -248,8 +249,9 @@ class FlowsToLoss {
       in.arrives = in.arrives || arrives;
       if (!live) continue;
       const Flow& out = flow(instr.outputs[0]);
-      const bool linear = def.role == Role::alias || ((def.role == Role::add || def.role == Role::sub) &&
-                                                      type.shape == tape_.type(instr.outputs[0]).shape);
+      const bool linear =
+          def.role == Role::alias || def.role == Role::after ||
+          ((def.role == Role::add || def.role == Role::sub) && type.shape == tape_.type(instr.outputs[0]).shape);
       if (linear && out.terms.size() <= kMostTerms)
         add(in, out.terms, def.role == Role::sub && k == 1 ? -1 : 1, index);
       else if (def.role == Role::mul && zero_[ix(instr.inputs[1 - k])])
@@ -357,7 +359,8 @@ std::vector<char> known_zeros(const Tape& tape) {
   for (const Instr& instr : tape.instrs()) {
     const OpDef& def = op_def(instr.op);
     const auto in = [&](std::size_t k) { return zero[static_cast<std::size_t>(instr.inputs[k])] != 0; };
-    const bool keeps = def.role == Role::stop_gradient || def.role == Role::alias || (def.moves && def.arity == 1);
+    const bool keeps = def.role == Role::stop_gradient || def.role == Role::alias || def.role == Role::after ||
+                       (def.moves && def.arity == 1);
     if (def.role == Role::constant ? all_zero(instr) : def.role == Role::mul ? in(0) || in(1) : keeps && in(0))
       zero[static_cast<std::size_t>(instr.outputs[0])] = 1;
   }

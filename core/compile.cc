@@ -78,7 +78,7 @@ std::size_t storage_bytes(const Backend& b, const TensorType& t) {
 }
 
 bool is_leaf(Role r) { return r == Role::input || r == Role::constant || r == Role::read; }
-bool is_alias(Role r) { return r == Role::alias || r == Role::stop_gradient; }
+bool is_alias(Role r) { return r == Role::alias || r == Role::after || r == Role::stop_gradient; }
 
 // Gives every value a storage. Aliases share their source's; an elementwise output may take over the place of an input
 // that nothing needs afterwards.

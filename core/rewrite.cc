@@ -237,7 +237,8 @@ Rewritten decompose_unsupported(const Tape& tape, const SupportedFn& supported, 
       const OpDef& def = op_def(instr.op);
       const auto index = static_cast<std::int32_t>(i);
       const bool structural = def.role == Role::input || def.role == Role::constant || def.role == Role::read ||
-                              def.role == Role::assign || def.role == Role::alias || def.role == Role::stop_gradient;
+                              def.role == Role::assign || def.role == Role::alias || def.role == Role::after ||
+                              def.role == Role::stop_gradient;
       if (structural || supported(*current, instr)) {
         r.copy(index);
         continue;

@@ -175,6 +175,13 @@ OpDef transpose() { return {.name = "transpose", .arity = 1, .moves = true, .inf
 OpDef broadcast() { return {.name = "broadcast", .arity = 1, .moves = true, .infer = infer_broadcast, .vjp = vjp_broadcast}; }
 OpDef slice() { return {.name = "slice", .arity = 1, .moves = true, .infer = infer_slice, .vjp = vjp_slice}; }
 OpDef concat() { return {.name = "concat", .arity = kVariadic, .infer = infer_concat, .vjp = vjp_concat}; }
+OpDef after() {
+  return {.name = "after",
+          .arity = 2,
+          .role = Role::after,
+          .infer = [](std::span<const TensorType> in, const Attrs&) { return Types{in[0]}; },
+          .vjp = [](const VjpCtx& ctx) { return std::vector<Value>{ctx.cotangents[0], {}}; }};
+}
 OpDef pad() { return {.name = "pad", .arity = 1, .infer = infer_pad, .vjp = vjp_pad}; }
 
 }  // namespace defs
@@ -194,6 +201,8 @@ Value reshape(Operand x, std::vector<std::int64_t> shape) {
   }
   return v.tape->emit1(OpId::reshape, {v}, Attrs{{"shape", std::move(shape)}}, x.loc());
 }
+
+Value after(Operand x, Operand y) { return x.value().tape->emit1(OpId::after, {x.value(), y.value()}, {}, x.loc()); }
 
 Value transpose(Operand x, std::vector<std::int64_t> perm) {
   const Value v = x.value();

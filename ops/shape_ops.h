@@ -18,5 +18,7 @@ Value slice_axis(Operand x, std::int64_t axis, std::int64_t start, std::int64_t 
 Value concat(std::vector<Value> parts, std::int64_t axis, Loc loc = Loc::current());
 Value pad(Operand x, std::vector<std::int64_t> before, std::vector<std::int64_t> after, double value = 0);
 Value zeros_like(Operand x);
+// x, known only once y is: what uses it runs after y was made, whatever passes do. The gradient goes to x alone.
+Value after(Operand x, Operand y);
 
 }  // namespace sg

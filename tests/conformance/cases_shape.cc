@@ -83,6 +83,10 @@ void add_shape_cases(CaseList& list) {
     return pad(x[0], {3, 1}, {2, 4});
   }).no_gradcheck();
 
+  exact("after", "of_a_product", {normal_reals({3, 4}), normal_reals({5})},
+        [](Tape&, In x) { return square(after(x[0] * 3.0, exp(x[1]))); });
+  exact("after", "itself", {normal_reals({3, 4})}, [](Tape&, In x) { return after(x[0], x[0]) * x[0]; });
+
   exact("stop_gradient", "of_a_product", {normal_reals({3, 4})}, [](Tape&, In x) { return stop_gradient(x[0] * 3.0); });
   exact("stop_gradient", "one_branch", {normal_reals({3, 4})},
         [](Tape&, In x) { return x[0] * stop_gradient(square(x[0])); });

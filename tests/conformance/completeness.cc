@@ -38,7 +38,7 @@ std::string order2_of(const std::vector<const Case*>& cases) {
 
 // How a backend runs the op's instructions in every case; "missing" where one can be neither run nor decomposed.
 std::string kernel_of(const OpDef& def, const std::vector<const Case*>& cases, Backend& backend) {
-  if (def.role == Role::alias || def.role == Role::stop_gradient) return "alias";
+  if (def.role == Role::alias || def.role == Role::after || def.role == Role::stop_gradient) return "alias";
   bool all = true;
   for (const Case* c : cases) {
     CaseGraph graph;
