@@ -19,6 +19,7 @@ ImageSet read_cifar10(const std::vector<std::filesystem::path>& files) {
       if (const auto label = static_cast<unsigned>(record[0]); label > 9)
         fail(ErrorKind::io, "{}: record {} has label {}; CIFAR-10 labels are 0 to 9: corrupt, or another format",
              path.string(), r, label);
+      set.labels.push_back(static_cast<std::int32_t>(record[0]));
       for (std::size_t p = 0; p < kPlane; ++p)
         for (std::size_t c = 0; c < 3; ++c) set.pixels.push_back(static_cast<std::uint8_t>(record[1 + c * kPlane + p]));
     }

@@ -2,7 +2,9 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <set>
 
 #include "core/error.h"
 
@@ -23,14 +25,26 @@ bool is_folder(const fs::path& p) {
 }
 
 // The file or its .gz, under either of the names in use ("train-images-idx3-ubyte", "train-images.idx3-ubyte").
-fs::path find_idx(const fs::path& folder, const std::string& stem) {
-  for (const char* infix : {"-images-idx3-ubyte", "-images.idx3-ubyte", "-images-idx4-ubyte"})
+fs::path find_file(const fs::path& folder, const std::string& stem, std::initializer_list<const char*> infixes) {
+  for (const char* infix : infixes)
     for (const char* suffix : {"", ".gz"})
       if (fs::path p = folder / (stem + infix + suffix); is_file(p)) return p;
   return {};
 }
+fs::path find_idx(const fs::path& folder, const std::string& stem) {
+  return find_file(folder, stem, {"-images-idx3-ubyte", "-images.idx3-ubyte", "-images-idx4-ubyte"});
+}
 bool has_idx(const fs::path& folder) { return !find_idx(folder, "train").empty(); }
 bool has_cifar(const fs::path& folder) { return is_file(folder / "data_batch_1.bin"); }
+
+// The labels beside the images, where there are any.
+void load_idx_labels(const fs::path& folder, const std::string& stem, ImageSet& set) {
+  const fs::path file = find_file(folder, stem, {"-labels-idx1-ubyte", "-labels.idx1-ubyte"});
+  if (file.empty()) return;
+  set.labels = read_idx_labels(file);
+  if (static_cast<std::int64_t>(set.labels.size()) != set.count)
+    fail(ErrorKind::io, "{}: {} labels for {} images", file.string(), set.labels.size(), set.count);
+}
 
 void load_idx(const fs::path& folder, Dataset& out) {
   const fs::path train = find_idx(folder, "train"), test = find_idx(folder, "t10k");
@@ -39,6 +53,8 @@ void load_idx(const fs::path& folder, Dataset& out) {
          train.filename().string());
   out.train = read_idx(train);
   out.test = read_idx(test);
+  load_idx_labels(folder, "train", out.train);
+  load_idx_labels(folder, "t10k", out.test);
 }
 
 void load_cifar(const fs::path& folder, Dataset& out) {
@@ -50,12 +66,34 @@ void load_cifar(const fs::path& folder, Dataset& out) {
   out.test = read_cifar10({folder / "test_batch.bin"});
 }
 
-// train/ and test/ where the folder has them, else every tenth file (in sorted order) is kept for testing.
+// The sub-folder of `root` that a file lies in, at any depth; "" for a file of root itself.
+std::string class_of(const fs::path& file, const fs::path& root) {
+  const fs::path inside = file.lexically_relative(root);
+  return inside.has_parent_path() ? inside.begin()->string() : std::string();
+}
+
+// Numbers of the classes in the order of their names; empty where a file lies in no sub-folder or in an unknown one.
+std::vector<std::int32_t> class_labels(const std::vector<fs::path>& files, const fs::path& root,
+                                       const std::vector<std::string>& classes) {
+  std::vector<std::int32_t> labels;
+  for (const fs::path& file : files) {
+    const auto at = std::lower_bound(classes.begin(), classes.end(), class_of(file, root));
+    if (at == classes.end() || *at != class_of(file, root) || at->empty()) return {};
+    labels.push_back(static_cast<std::int32_t>(at - classes.begin()));
+  }
+  return labels;
+}
+
+// Pictures are labelled by the sub-folder that they lie in. train/ and test/ where the folder has them, else every
+// tenth file (in sorted order) is kept for testing.
 void load_pictures(const fs::path& folder, const DataOptions& options, Dataset& out) {
   std::vector<fs::path> train, test;
+  fs::path train_root = folder, test_root = folder;
   if (is_folder(folder / "train") && is_folder(folder / "test")) {
-    train = list_images(folder / "train");
-    test = list_images(folder / "test");
+    train_root /= "train";
+    test_root /= "test";
+    train = list_images(train_root);
+    test = list_images(test_root);
   } else {
     const std::vector<fs::path> all = list_images(folder);
     for (std::size_t i = 0; i < all.size(); ++i) (i % 10 == 9 ? test : train).push_back(all[i]);
@@ -66,6 +104,9 @@ void load_pictures(const fs::path& folder, const DataOptions& options, Dataset& 
          "{}: no images. A data folder holds PNG or JPEG files (any depth; train/ and test/ where it has them), "
          "IDX files (train-images-idx3-ubyte, t10k-images-idx3-ubyte, plain or .gz) or CIFAR-10 binary batches",
          folder.string());
+  std::set<std::string> names;
+  for (const fs::path& file : train) names.insert(class_of(file, train_root));
+  const std::vector<std::string> classes(names.begin(), names.end());
   const std::int64_t size = options.image_size == 0 ? 32 : options.image_size;
   if (options.limit > 0) {
     train.resize(std::min(train.size(), static_cast<std::size_t>(options.limit)));
@@ -73,6 +114,9 @@ void load_pictures(const fs::path& folder, const DataOptions& options, Dataset& 
   }
   out.train = read_images(train, size, options.channels);
   out.test = read_images(test, size, out.train.channels);
+  out.train.labels = class_labels(train, train_root, classes);
+  out.test.labels = class_labels(test, test_root, classes);
+  if (!out.train.labels.empty() && !out.test.labels.empty()) out.classes = std::ssize(classes);
 }
 
 void load_folder(const fs::path& folder, const DataOptions& options, Dataset& out) {
@@ -134,9 +178,19 @@ void keep_first(ImageSet& set, std::int64_t limit) {
   set.count = limit;
   set.pixels.resize(static_cast<std::size_t>(limit) * set.image_bytes());
   set.pixels.shrink_to_fit();
+  if (!set.labels.empty()) set.labels.resize(static_cast<std::size_t>(limit));
 }
 
 }  // namespace
+
+void require_labels(const Dataset& data) {
+  if (data.classes == 0)
+    fail(ErrorKind::io,
+         "{} ({}): no labels for its {} images, which a classifier needs. They come from IDX label files beside the "
+         "images (train-labels-idx1-ubyte, t10k-labels-idx1-ubyte, plain or .gz), from CIFAR-10 batches, or from the "
+         "sub-folders that all the pictures of a folder lie in, one for each class",
+         data.name, data.origin, data.train.labels.empty() ? "training" : "test");
+}
 
 std::vector<fs::path> data_search_path() {
   std::vector<fs::path> list;
@@ -172,6 +226,7 @@ Dataset load_dataset(const DataOptions& options) {
     const auto capped = [&](std::int64_t n) { return options.limit == 0 ? n : std::min(n, options.limit); };
     out.train = draw_shapes(capped(kSyntheticTrain), size, channels, 1);
     out.test = draw_shapes(capped(kSyntheticTest), size, channels, 2);
+    out.classes = kShapeKinds;
     out.origin = "shapes drawn by the program";
   } else if (is_folder(options.name)) {
     load_folder(options.name, options, out);
@@ -181,6 +236,9 @@ Dataset load_dataset(const DataOptions& options) {
     fail(ErrorKind::usage, "data: '{}' is neither a data set ({}, synthetic) nor a folder", options.name,
          fmt::join(names, ", "));
   }
+  if (!out.train.labels.empty() && !out.test.labels.empty())
+    for (const ImageSet* set : {&out.train, &out.test})
+      out.classes = std::max<std::int64_t>(out.classes, 1 + *std::max_element(set->labels.begin(), set->labels.end()));
   keep_first(out.train, options.limit);
   keep_first(out.test, options.limit);
   if (out.train.height != out.test.height || out.train.width != out.test.width ||

@@ -12,6 +12,7 @@ namespace sg::tools {
 struct ImageSet {
   std::int64_t count = 0, height = 0, width = 0, channels = 0;
   std::vector<std::uint8_t> pixels;
+  std::vector<std::int32_t> labels = {};  // what is on each image, from 0 on; empty: not known
 
   std::size_t image_bytes() const { return static_cast<std::size_t>(height * width * channels); }
   std::span<const std::uint8_t> image(std::int64_t i) const {
@@ -23,7 +24,11 @@ struct Dataset {
   std::string name;    // "fashion-mnist", "synthetic", or the folder
   std::string origin;  // where it came from, for the first lines of `train`
   ImageSet train, test;
+  std::int64_t classes = 0;  // labels are 0 to classes - 1; 0: the set has no labels
 };
+
+// Error{io} saying where labels would come from, where `data` has none for its training or its test images.
+void require_labels(const Dataset& data);
 
 struct DataOptions {
   std::string name = "fashion-mnist";  // fashion-mnist, mnist, cifar10, synthetic, or a folder
@@ -43,8 +48,10 @@ std::vector<std::filesystem::path> data_search_path();
 // An IDX file of unsigned bytes with 3 axes (N,H,W) or 4 (N,H,W,C), plain or gzip. Error{io} where it is truncated,
 // longer than its header says, of another type, or not gzip-intact.
 ImageSet read_idx(const std::filesystem::path& path);
+// An IDX file of unsigned bytes with 1 axis, as above.
+std::vector<std::int32_t> read_idx_labels(const std::filesystem::path& path);
 
-// CIFAR-10 binary batches: records of a label byte and 3 planes of 32 x 32. Error{io}.
+// CIFAR-10 binary batches: records of a label byte and 3 planes of 32 x 32, with labels. Error{io}.
 ImageSet read_cifar10(const std::vector<std::filesystem::path>& files);
 
 // PNG and JPEG files, centre-cropped to a square and resized. channels 0: 1 where every file is grey, else 3.
@@ -54,7 +61,8 @@ ImageSet read_images(const std::vector<std::filesystem::path>& files, std::int64
 std::vector<std::filesystem::path> list_images(const std::filesystem::path& folder);
 
 // Antialiased discs, rings, polygons, stars, crosses and stripes of random place, size, angle and shade on a shaded
-// ground. Image i depends on (seed, i) only.
+// ground. Image i depends on (seed, i) only. Its label is the kind (of kShapeKinds) of its largest shape.
+inline constexpr std::int64_t kShapeKinds = 8;
 ImageSet draw_shapes(std::int64_t count, std::int64_t size, std::int64_t channels, std::uint32_t seed);
 
 }  // namespace sg::tools

@@ -44,27 +44,49 @@ class GzReader {
   std::unique_ptr<gzFile_s, GzClose> file_;
 };
 
-}  // namespace
-
-ImageSet read_idx(const std::filesystem::path& path) {
-  const std::string file = path.string();
-  GzReader in(path);
+// Number of axes of an IDX file of unsigned bytes.
+int read_header(GzReader& in, const std::string& file) {
   unsigned char head[4] = {};
   if (in.read(head, 4) != 4) fail(ErrorKind::io, "{}: truncated: shorter than an IDX header", file);
   if (head[0] != 0 || head[1] != 0)
     fail(ErrorKind::io, "{} is not an IDX file (it must start with two zero bytes)", file);
   if (head[2] != 0x08)
-    fail(ErrorKind::io, "{}: IDX element type 0x{:02x}; images are unsigned bytes (0x08)", file, head[2]);
-  const int axes = head[3];
+    fail(ErrorKind::io, "{}: IDX element type 0x{:02x}; images and labels are unsigned bytes (0x08)", file, head[2]);
+  return head[3];
+}
+
+std::int64_t read_extent(GzReader& in, const std::string& file) {
+  unsigned char b[4] = {};
+  if (in.read(b, 4) != 4) fail(ErrorKind::io, "{}: truncated in the IDX header", file);
+  return static_cast<std::int64_t>(b[0]) << 24 | b[1] << 16 | b[2] << 8 | b[3];
+}
+
+}  // namespace
+
+std::vector<std::int32_t> read_idx_labels(const std::filesystem::path& path) {
+  const std::string file = path.string();
+  GzReader in(path);
+  if (const int axes = read_header(in, file); axes != 1)
+    fail(ErrorKind::io, "{}: IDX file with {} axes; labels have 1", file, axes);
+  const std::int64_t count = read_extent(in, file);
+  std::vector<std::int32_t> labels;
+  std::vector<std::uint8_t> chunk(1 << 16);
+  while (const std::size_t got = in.read(chunk.data(), chunk.size()))
+    labels.insert(labels.end(), chunk.begin(), chunk.begin() + static_cast<std::ptrdiff_t>(got));
+  if (static_cast<std::int64_t>(labels.size()) != count)
+    fail(ErrorKind::io, "{}: the header says {} labels, the file has {}", file, count, labels.size());
+  return labels;
+}
+
+ImageSet read_idx(const std::filesystem::path& path) {
+  const std::string file = path.string();
+  GzReader in(path);
+  const int axes = read_header(in, file);
   if (axes != 3 && axes != 4)
     fail(ErrorKind::io, "{}: IDX file with {} axes; images have 3 (N,H,W) or 4 (N,H,W,C)", file, axes);
 
   std::int64_t extent[4] = {0, 0, 0, 1};
-  for (int a = 0; a < axes; ++a) {
-    unsigned char b[4] = {};
-    if (in.read(b, 4) != 4) fail(ErrorKind::io, "{}: truncated in the IDX header", file);
-    extent[a] = static_cast<std::int64_t>(b[0]) << 24 | b[1] << 16 | b[2] << 8 | b[3];
-  }
+  for (int a = 0; a < axes; ++a) extent[a] = read_extent(in, file);
   ImageSet set{extent[0], extent[1], extent[2], extent[3], {}};
   constexpr std::int64_t kMaxSide = 1 << 14;
   if (set.count < 1 || set.height < 1 || set.width < 1 || set.channels < 1 || set.height > kMaxSide ||

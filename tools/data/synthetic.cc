@@ -32,7 +32,6 @@ class Draw {
 };
 
 enum class Kind { disc, ring, box, triangle, pentagon, star, cross, stripes };
-constexpr int kKinds = 8;
 
 struct Shape2d {
   Kind kind;
@@ -84,6 +83,7 @@ double distance(const Shape2d& s, double px, double py) {
 ImageSet draw_shapes(std::int64_t count, std::int64_t size, std::int64_t channels, std::uint32_t seed) {
   ImageSet set{count, size, size, channels, {}};
   set.pixels.resize(static_cast<std::size_t>(count) * set.image_bytes());
+  set.labels.resize(static_cast<std::size_t>(count));
   const double side = static_cast<double>(size);
 #pragma omp parallel for schedule(static)
   for (std::int64_t i = 0; i < count; ++i) {
@@ -100,13 +100,17 @@ ImageSet draw_shapes(std::int64_t count, std::int64_t size, std::int64_t channel
     std::array<Shape2d, 3> list{};
     for (int s = 0; s < shapes; ++s) {
       auto& shape = list[static_cast<std::size_t>(s)];
-      shape.kind = static_cast<Kind>(std::min(static_cast<int>(draw(0, kKinds)), kKinds - 1));
+      shape.kind =
+          static_cast<Kind>(std::min(static_cast<int>(draw(0, kShapeKinds)), static_cast<int>(kShapeKinds) - 1));
       shape.x = draw(0.25, 0.75) * side;
       shape.y = draw(0.25, 0.75) * side;
       shape.radius = draw(0.14, 0.34) * side;
       shape.angle = draw(0, kTau);
       shape.color = color(0.45, 1.0);
     }
+    const auto largest =
+        std::max_element(list.begin(), list.begin() + shapes, [](auto& a, auto& b) { return a.radius < b.radius; });
+    set.labels[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(largest->kind);
     std::uint8_t* pixel = set.pixels.data() + static_cast<std::size_t>(i) * set.image_bytes();
     for (std::int64_t py = 0; py < size; ++py)
       for (std::int64_t px = 0; px < size; ++px) {
