@@ -157,6 +157,45 @@ Value Gpt::next(Value inputs, Cache& cache) const {
   return reshape(head(x), {n, config_.vocabulary});
 }
 
+GptGenerator::GptGenerator(const Gpt& model, std::int64_t sequences, Backend& backend)
+    : model_(model),
+      sequences_(sequences),
+      cache_(model, sequences),
+      inputs_(tape_.input("inputs", {DType::i32, {sequences}})),
+      logits_(model.next(inputs_, cache_)),
+      program_(compile(tape_, {logits_}, backend)),
+      start_(inputs_.type()),
+      input_(inputs_.type()),
+      out_(logits_.type()) {}
+
+void GptGenerator::begin(std::span<const std::int32_t> classes) {
+  const std::int64_t known = model_.config().classes;
+  const auto n = static_cast<std::int64_t>(classes.size());
+  if (n != (known > 0 ? sequences_ : 0))
+    fail(ErrorKind::usage, "Gpt: {} classes given for {} sequences of a model of {} classes", n, sequences_, known);
+  for (std::int64_t i = 0; i < sequences_; ++i) {
+    const std::int32_t c = known > 0 ? classes[static_cast<std::size_t>(i)] : 0;
+    if (known > 0 && (c < 0 || c >= known))
+      fail(ErrorKind::usage, "Gpt: class {} of a sequence; there are 0 to {}", c, known - 1);
+    start_.set(i, static_cast<double>(model_.config().vocabulary + c));
+  }
+  cache_.clear();
+  made_ = 0;
+}
+
+const Tensor& GptGenerator::next(std::span<const std::int32_t> previous) {
+  if (made_ >= longest()) fail(ErrorKind::usage, "Gpt: a sequence has {} tokens at most", longest());
+  if (static_cast<std::int64_t>(previous.size()) != (made_ == 0 ? 0 : sequences_))
+    fail(ErrorKind::usage, "Gpt: {} previous tokens for {} sequences at position {}", previous.size(), sequences_,
+         made_);
+  for (std::size_t i = 0; i < previous.size(); ++i) input_.set(static_cast<std::int64_t>(i), previous[i]);
+  program_.feed(inputs_, made_ == 0 ? start_ : input_);
+  program_.run();
+  program_.fetch_into(logits_, out_);
+  ++made_;
+  return out_;
+}
+
 GptTraining::GptTraining(Gpt& model)
     : model_(model),
       optimizer_(optimizer_by_name(model.config().optimizer, model.parameters(), model.config().weight_decay)),

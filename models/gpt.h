@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "core/audit.h"
+#include "core/program.h"
 #include "models/attention.h"
 #include "models/optim.h"
+#include "models/sampling.h"
 #include "models/statistics.h"
 
 namespace sg {
@@ -87,6 +89,28 @@ class Gpt : public Module {
   std::deque<GptBlock> blocks_;
   LayerNorm norm_;
   Linear head_;
+};
+
+// Generation with cached keys and values: one compiled step, run once a token.
+class GptGenerator final : public TokenGenerator {
+ public:
+  GptGenerator(const Gpt& model, std::int64_t sequences, Backend& backend);  // model outlives it
+
+  std::int64_t sequences() const override { return sequences_; }
+  std::int64_t vocabulary() const override { return model_.config().vocabulary; }
+  std::int64_t longest() const override { return model_.config().length; }
+  std::int64_t classes() const override { return model_.config().classes; }
+  void begin(std::span<const std::int32_t> classes) override;
+  const Tensor& next(std::span<const std::int32_t> previous) override;
+
+ private:
+  const Gpt& model_;
+  std::int64_t sequences_, made_ = 0;
+  Gpt::Cache cache_;
+  Tape tape_;
+  Value inputs_, logits_;
+  Program program_;
+  Tensor start_, input_, out_;
 };
 
 // State of a training run besides the model's.

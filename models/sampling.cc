@@ -49,4 +49,29 @@ std::int32_t sample_token(std::span<const float> logits, const SamplingOptions& 
   return order[kept - 1];
 }
 
+Tensor generate(TokenGenerator& model, std::int64_t length, const SamplingOptions& options, std::uint32_t seed,
+                std::span<const std::int32_t> classes) {
+  validate(options);
+  if (length < 1 || (model.longest() > 0 && length > model.longest()))
+    fail(ErrorKind::usage, "generate: {} tokens; this model makes 1 to {}", length, model.longest());
+  const std::int64_t n = model.sequences(), vocabulary = model.vocabulary();
+  Tensor tokens({DType::i32, {n, length}});
+  std::vector<HostRandom> random;  // one per sequence: what it draws does not depend on how many others there are
+  for (std::int64_t i = 0; i < n; ++i) random.emplace_back(seed, "generate." + std::to_string(i));
+  model.begin(classes);
+  std::vector<std::int32_t> previous;
+  for (std::int64_t t = 0; t < length; ++t) {
+    const std::span<const float> logits = model.next(previous).span<float>();
+    previous.resize(static_cast<std::size_t>(n));
+    for (std::int64_t i = 0; i < n; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      previous[at] =
+          sample_token(logits.subspan(at * static_cast<std::size_t>(vocabulary), static_cast<std::size_t>(vocabulary)),
+                       options, random[at]);
+      tokens.set(i * length + t, previous[at]);
+    }
+  }
+  return tokens;
+}
+
 }  // namespace sg

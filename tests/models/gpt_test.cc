@@ -65,27 +65,35 @@ TEST(Gpt, CachedStepsGiveTheLogitsOfTheWholeSequence) {
     const Tensor expected =
         run_once(whole, {model.logits(whole.constant(tokens), whole.constant(classes))}, {}, name)[0];
 
-    Gpt::Cache cache(model, 3);
-    Tape tape;
-    const Value inputs = tape.input("inputs", {DType::i32, {3}});
-    const Value logits = model.next(inputs, cache);
-    Program program = compile(tape, {logits}, backend(name));
+    GptGenerator generator(model, 3, backend(name));
     for (int round = 0; round < 2; ++round) {  // the second with what the first left in the cache
-      cache.clear();
-      Tensor input = ints({3}, {11 + 2, 11 + 0, 11 + 3});
+      generator.begin(std::vector<std::int32_t>{2, 0, 3});
+      std::vector<std::int32_t> previous;
       for (std::int64_t t = 0; t < 6; ++t) {
-        program.feed(inputs, input);
-        program.run();
-        const Tensor out = program.fetch(logits);
+        const Tensor& out = generator.next(previous);
+        previous.clear();
         for (std::int64_t n = 0; n < 3; ++n) {
           for (std::int64_t v = 0; v < 11; ++v)
             EXPECT_NEAR(out.at(n * 11 + v), expected.at((n * 6 + t) * 11 + v), 1e-6)
                 << name << ", sequence " << n << ", position " << t;
-          input.set(n, tokens.at(n * 6 + t));
+          previous.push_back(static_cast<std::int32_t>(tokens.at(n * 6 + t)));
         }
       }
+      expect_error(ErrorKind::usage, {"6 tokens at most"}, [&] { generator.next(previous); });
     }
   }
+}
+
+TEST(Gpt, GeneratesTheSameForTheSameSeedHoweverManyAtOnce) {
+  const Gpt model(small());
+  GptGenerator three(model, 3, backend("cpu")), one(model, 1, backend("cpu"));
+  const Tensor a = generate(three, 6, {}, 7), b = generate(three, 6, {}, 7), c = generate(three, 6, {}, 8);
+  expect_same_bits(a, b);
+  EXPECT_FALSE(std::equal(a.data(), a.data() + a.bytes(), c.data())) << "another seed";
+  const Tensor first = generate(one, 6, {}, 7);
+  for (std::int64_t t = 0; t < 6; ++t) EXPECT_EQ(first.at(t), a.at(t));
+  expect_error(ErrorKind::usage, {"7 tokens", "1 to 6"}, [&] { generate(one, 7, {}, 7); });
+  expect_error(ErrorKind::usage, {"1 classes given"}, [&] { generate(one, 6, {}, 7, std::vector<std::int32_t>{0}); });
 }
 
 TEST(Gpt, EveryParameterIsTrained) {
