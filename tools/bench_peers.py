@@ -1,14 +1,20 @@
 #!/usr/bin/env python3
-"""Times one VQ-VAE training step: stopgrad against PyTorch, in alternation.
+"""Times stopgrad against its peers, in alternation: whole training steps, and pieces of them.
 
 Each figure comes from a process of its own. A round runs every contender once, in an order that changes from round to
 round; a ratio is taken within a round, and what is printed is the median over rounds with the least and the greatest.
-Also reported: peak resident memory of the process, and seconds from its start to the end of its first training step.
 
-The peers run this very file with --worker, under the Python given to tools/bench_peers (torch and numpy).
-Contenders: contiguous, channels_last: PyTorch eager in either memory format; tuned: channels_last with a glibc malloc
-that keeps freed memory (no page faults for temporaries); compile: channels_last under torch.compile;
-products: the rotation trick by outer products as in its authors' code, channels_last.
+--what step       a VQ-VAE training step. Also: peak resident memory of the process, and seconds from its start to the
+                  end of its first training step. Contenders: contiguous, channels_last: PyTorch eager in either memory
+                  format; tuned: channels_last with a glibc malloc that keeps freed memory (no page faults for
+                  temporaries); hand: tuned, and transposed convolutions as gradients of convolutions, AVX-512 kernels
+                  where the processor has them; compile: tuned, under torch.compile (needs g++); bf16: tuned, under
+                  autocast to bfloat16; products: the rotation trick by outer products as in its authors' code;
+                  stopgrad-bf16: ours with --bf16-flags
+       nearest    nearest codes: torch.cdist and other ways to write it, FAISS's flat index
+       quantizer  a vector quantizer as a layer, forward, moving averages and backward: vector-quantize-pytorch
+       ops        softmax, norms, gelu, Adam: PyTorch's own kernels
+A peer that this Python cannot import is left out, with the reason.
 """
 import argparse
 import json
@@ -19,69 +25,29 @@ import sys
 import tempfile
 import time
 
+from bench_peers_work import median
+
 # The peers' codebook: trained by loss, as in vanilla VQ-VAE.
 CODEBOOK = ["--codebook", "loss", "--init", "uniform", "--revive", "0"]
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+WORKER = os.path.join(HERE, "bench_peers_work.py")
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184",
                "MALLOC_TOP_PAD_": "268435456"}
-CONTENDERS = ["stopgrad", "contiguous", "channels_last", "tuned", "compile", "products"]
-EAGER = ("contiguous", "channels_last", "tuned", "products")
+CONTENDERS = ["stopgrad", "stopgrad-bf16", "contiguous", "channels_last", "tuned", "hand", "compile", "bf16", "products"]
+EAGER = ("contiguous", "channels_last", "tuned", "hand", "products")   # in f32
+TUNED = ("tuned", "hand", "compile", "bf16", "products")
+# of each piece: our command, the option of its sizes, the peers' workers
+PIECES = {
+    "nearest": ("nearest", "nearest_sizes", ["nearest_torch", "nearest_faiss"]),
+    "quantizer": ("quantizer", "quantizer_sizes", ["quantizer"]),
+    "ops": ("ops", "ops_sizes", ["ops"]),
+}
+OURS_OF_OPS = "softmax,log_softmax,layer_norm,rms_norm,group_norm,gelu,adam"
 BUSY = 0.05   # share of the machine that others may take in a run
 
 
-# ---- the peer's process ---------------------------------------------------------------------------------------------
-
-
-def work(contender, preset, estimator, threads, repeats, warm):
-    """Prints one JSON line: what `stopgrad bench step --json -` calls median_ms, min_ms, first_step_s (from $BENCH_START) and
-    loss; import_rss_mib, the memory taken before the model was made."""
-    import resource
-    import torch
-    import torch_vqvae
-    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
-    torch.set_num_threads(threads)
-    torch.manual_seed(1)
-    sizes = torch_vqvae.PRESETS[preset]
-    name = "rotation-products" if contender == "products" else estimator
-    model = torch_vqvae.VqVae(**sizes, estimator=torch_vqvae.ESTIMATORS[name])
-    images = torch.rand(sizes["batch"], sizes["channels"], sizes["height"], sizes["width"])
-    if contender == "contiguous":
-        model.dense = True
-    else:
-        model = model.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
-    compute = torch.compile(torch_vqvae.losses) if contender == "compile" else torch_vqvae.losses
-
-    def step():
-        total = compute(model, images)[0]
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        optimizer.step()
-        return total.item()
-
-    step()
-    first_step = time.time() - float(os.environ["BENCH_START"])
-    for _ in range(warm):
-        step()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        loss = step()
-        times.append(1e3 * (time.perf_counter() - start))
-    times.sort()
-    print(json.dumps(dict(median_ms=times[len(times) // 2], min_ms=times[0], first_step_s=first_step, loss=loss,
-                          import_rss_mib=imported)))
-
-
 # ---- the comparison -------------------------------------------------------------------------------------------------
-
-
-def median(values):
-    values = sorted(values)
-    middle = len(values) // 2
-    return values[middle] if len(values) % 2 else 0.5 * (values[middle - 1] + values[middle])
 
 
 def machine_ticks():
@@ -126,16 +92,37 @@ def run_once(command, extra):
     return dict(json.loads(printed[printed.index("{"):]), rss_mib=usage.ru_maxrss / 1024.0, others=others)
 
 
+def has_avx512():
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+        return " avx512f " in f.read()
+
+
+def peer(work, *arguments):
+    return [sys.executable, WORKER, work, json.dumps(arguments)]
+
+
 def command_of(contender, preset, estimator, threads, args):
     """(command line, variables to add to the environment)."""
     extra = {"OMP_NUM_THREADS": str(threads)}
-    counts = ["--threads", str(threads), "--repeats", str(args.repeats), "--warm", str(args.warm)]
-    if contender == "stopgrad":
-        return [args.program, "bench", "step", "--json", "-", "--preset", preset, "--estimator", estimator, *CODEBOOK, *counts], extra
-    if contender == "tuned":
+    if contender.startswith("stopgrad"):
+        return [args.program, "bench", "step", "vqvae", "--json", "-", "--preset", preset, "--estimator", estimator,
+                *CODEBOOK, "--threads", str(threads), "--repeats", str(args.repeats), "--warm", str(args.warm),
+                *(args.bf16_flags.split() if contender == "stopgrad-bf16" else [])], extra
+    if contender in TUNED:
         extra.update(KEEP_MEMORY)
-    return [sys.executable, os.path.abspath(__file__), "--worker", contender, "--presets", preset, "--estimators",
-            estimator, *counts], extra
+    if contender == "hand" and has_avx512():
+        extra["ATEN_CPU_CAPABILITY"] = "avx512"
+    return peer("step", contender, preset, estimator, threads, args.repeats, args.warm), extra
+
+
+def run_undisturbed(command, extra, args):
+    """run_once when the machine is idle, again where others disturbed it."""
+    for _ in range(1 + args.retries):
+        wait_for_idle(args.wait)
+        run = run_once(command, extra)
+        if "failed" in run or run["others"] <= BUSY:
+            break
+    return run
 
 
 def measure(args):
@@ -147,15 +134,11 @@ def measure(args):
         for group in groups:
             key = group["preset"], group["estimator"], group["threads"]
             contenders = [c for c in args.contenders if (c != "products" or group["estimator"] == "rotation")
-                          and (*key, c) not in gave_up]
+                          and (c != "stopgrad-bf16" or args.bf16_flags) and (*key, c) not in gave_up]
             shift = number % len(contenders)
             runs = {}
             for contender in contenders[shift:] + contenders[:shift]:
-                for _ in range(1 + args.retries):
-                    wait_for_idle(args.wait)
-                    run = run_once(*command_of(contender, *key, args))
-                    if "failed" in run or run["others"] <= BUSY:
-                        break
+                run = run_undisturbed(*command_of(contender, *key, args), args)
                 if "failed" in run:
                     if contender == "stopgrad":
                         sys.exit(f"bench_peers: {args.program} failed: {run['failed']}")
@@ -170,6 +153,70 @@ def measure(args):
                       flush=True)
             group["rounds"].append(runs)
     return groups
+
+
+def ours_by_case(kind, figures):
+    """{case: seconds} of what `stopgrad bench KIND --json -` printed; cases are those of the peers."""
+    out = {}
+    for group in figures["groups"]:
+        seconds = {v["name"]: v["seconds"]["median"] for v in group["variants"]}
+        if kind == "ops":
+            out[f"{group['rows']}x{group['columns']} {group['title']}"] = seconds["work"]
+        elif kind == "nearest":
+            out[f"{group['n']}x{group['d']}x{group['k']}"] = seconds["nearest_code"]
+        else:
+            for name, value in seconds.items():
+                out[f"{group['n']}x{group['d']}x{group['k']} {name}"] = value
+    return out
+
+
+def measure_pieces(kind, threads, args):
+    """{kind, threads, cases: {case: {variant: {seconds, ratio}}}, failed}: seconds and ratios as median, least and
+    greatest over rounds; the variant "stopgrad" is ours."""
+    command, sizes_option, workers = PIECES[kind]
+    sizes = getattr(args, sizes_option)
+    environment = {"OMP_NUM_THREADS": str(threads)}
+    ours = [args.program, "bench", command, "--sizes", ",".join(sizes), "--threads", str(threads), "--json", "-",
+            "--rounds", str(args.inner_rounds), "--slice", str(args.slice)]
+    if kind == "ops":
+        ours += ["--only", OURS_OF_OPS]
+    rounds, failed, disturbed = [], {}, 0
+    for number in range(args.rounds):
+        cases = {}
+        turns = ["stopgrad", *workers]
+        shift = number % len(turns)
+        for who in turns[shift:] + turns[:shift]:
+            if who in failed:
+                continue
+            run = run_undisturbed(ours if who == "stopgrad" else peer(who, sizes, threads, args.slice, args.inner_rounds),
+                                  environment if who == "stopgrad" else {**environment, **KEEP_MEMORY}, args)
+            if "failed" in run:
+                if who == "stopgrad":
+                    sys.exit(f"bench_peers: {' '.join(ours)} failed: {run['failed']}")
+                failed[who] = run["failed"]
+                print(f"{who} is left out: {run['failed']}", file=sys.stderr)
+                continue
+            disturbed += run.pop("others") > BUSY
+            run.pop("rss_mib")
+            if who == "stopgrad":
+                for case, seconds in ours_by_case(kind, run).items():
+                    cases.setdefault(case, {})["stopgrad"] = seconds
+            else:
+                for case, variants in run.items():
+                    cases.setdefault(case, {}).update(variants)
+            print(f"round {number + 1} {kind} {threads} threads {who}: done", file=sys.stderr, flush=True)
+        rounds.append(cases)
+    out = {}
+    for case in rounds[0]:
+        for variant in rounds[0][case]:
+            whole = [r[case] for r in rounds if variant in r[case]]   # a peer may have failed in a later round
+            values = [r[variant] for r in whole]
+            ratios = [r[variant] / r["stopgrad"] for r in whole]
+            out.setdefault(case, {})[variant] = {
+                what: dict(median=median(v), least=min(v), greatest=max(v))
+                for what, v in (("seconds", values), ("ratio", ratios))}
+    return dict(kind=kind, threads=threads, cases=out, failed=failed, disturbed=disturbed,
+                runs=args.rounds * (1 + len(workers) - len(failed)))
 
 
 def summary(group):
@@ -212,7 +259,7 @@ def markdown(report):
                   f"thread{'s' if group['threads'] > 1 else ''}", "",
                   "| | step, ms | × | peak RSS, MiB | × | first step, s | × |", "|---|---|---|---|---|---|---|"]
         for contender, row in rows.items():
-            name = contender if contender == "stopgrad" else "PyTorch " + contender
+            name = contender if contender.startswith("stopgrad") else "PyTorch " + contender
             cells = []
             for quantity, digits in (("median_ms", 1), ("rss_mib", 0), ("first_step_s", 2)):
                 cells.append(spread(row[quantity], digits))
@@ -221,12 +268,32 @@ def markdown(report):
         for contender, why in group.get("failed", {}).items():
             lines.append(f"| PyTorch {contender} | failed: {why.replace('|', '/')[:100]} | | | | | |")
         eager = [c for c in rows if c in EAGER]
+        if "stopgrad-bf16" in rows:
+            lines += ["", f"stopgrad's bf16 takes {spread(rows['stopgrad-bf16']['median_ms']['ratio'], 2)} × the time "
+                      "of its f32."]
         if eager:
             best = min(eager, key=lambda c: rows[c]["median_ms"]["median"])
             lines += ["", f"PyTorch eager's best setting is {best}: {spread(rows[best]['median_ms']['ratio'], 2)} × "
                       "the time of stopgrad's step."]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines + [pieces_markdown(piece) for piece in report["pieces"]])
+
+
+def pieces_markdown(piece):
+    plural = "s" if piece["threads"] > 1 else ""
+    lines = [f"### {piece['kind']}, {piece['threads']} thread{plural}", "",
+             "| | stopgrad, ms | peer | ms | × stopgrad |", "|---|---|---|---|---|"]
+    for case, variants in piece["cases"].items():
+        ours = {what: 1e3 * x for what, x in variants["stopgrad"]["seconds"].items()}
+        for variant, row in variants.items():
+            if variant == "stopgrad":
+                continue
+            theirs = {what: 1e3 * x for what, x in row["seconds"].items()}
+            name = variant.replace("|", "\\|")
+            lines.append(f"| {case} | {spread(ours, 3)} | {name} | {spread(theirs, 3)} | {spread(row['ratio'], 2)} |")
+    for who, why in piece["failed"].items():
+        lines.append(f"| left out: {who} | | {why.replace('|', '/')[:100]} | | |")
+    return "\n".join(lines + [""])
 
 
 def first_line(command):
@@ -262,15 +329,19 @@ def main():
     parser.add_argument("--presets", type=words(["fashion", "large"]), default=["fashion", "large"])
     parser.add_argument("--estimators", type=words(["ste", "rotation"]), default=["ste", "rotation"])
     parser.add_argument("--contenders", type=words(CONTENDERS), default=CONTENDERS, help=", ".join(CONTENDERS))
+    parser.add_argument("--what", type=words(["step", *PIECES]), default=["step"])
+    parser.add_argument("--bf16-flags", default="", help="flags that make stopgrad's step a bf16 one; none: left out")
+    parser.add_argument("--nearest-sizes", type=words(),
+                        default=["6272x64x512", "65536x64x1024", "16384x32x16384", "65536x256x8192"])
+    parser.add_argument("--quantizer-sizes", type=words(), default=["6272x64x512", "4096x256x1024"])
+    parser.add_argument("--ops-sizes", type=words(), default=["6272x64", "262144x256"])
+    parser.add_argument("--slice", type=float, default=0.05, help="seconds for which a piece is repeated at a time")
+    parser.add_argument("--inner-rounds", type=int, default=5, help="times in each process; their median counts")
     parser.add_argument("--wait", type=float, default=60, help="seconds to wait for an idle machine before each run")
     parser.add_argument("--retries", type=int, default=1, help="times that a disturbed run is made again")
     parser.add_argument("--out", default=os.path.join(HERE, "..", "build", "bench_peers"),
                         help="writes OUT.json (everything measured) and OUT.md (tables)")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        work(args.worker, args.presets[0], args.estimators[0], args.threads[0], args.repeats, args.warm)
-        return
     if not os.access(args.program, os.X_OK):
         parser.error(f"{args.program} is not there: build it, or name it with --program")
     torch = first_line([sys.executable, "-c", "import numpy, torch; print(torch.__version__)"])
@@ -278,14 +349,17 @@ def main():
         parser.error(f"{sys.executable} cannot import torch and numpy: tools/bench_peers says how to get them")
     if "stopgrad" not in args.contenders:
         args.contenders.insert(0, "stopgrad")
-    groups = measure(args)
+    groups = measure(args) if "step" in args.what else []
     for group in groups:
         group["summary"] = summary(group)
     runs = [run for group in groups for r in group["rounds"] for run in r.values()]
+    pieces = [measure_pieces(kind, threads, args) for kind in args.what if kind in PIECES for threads in args.threads]
     commit = first_line(["git", "-C", HERE, "describe", "--always", "--dirty"])
     report = dict(torch=torch, commit=commit, cpu=cpu_name(), cores=os.cpu_count(),
-                  date=time.strftime("%Y-%m-%d"), rounds=args.rounds, runs=len(runs),
-                  disturbed=sum(run["others"] > BUSY for run in runs), groups=groups)
+                  date=time.strftime("%Y-%m-%d"), rounds=args.rounds,
+                  runs=len(runs) + sum(p["runs"] for p in pieces),
+                  disturbed=sum(run["others"] > BUSY for run in runs) + sum(p["disturbed"] for p in pieces),
+                  groups=groups, pieces=pieces)
     with open(args.out + ".json", "w", encoding="utf-8") as f:
         json.dump(report, f, indent=1)
     text = markdown(report)
@@ -293,7 +367,7 @@ def main():
         f.write(text)
     print(text)
     if report["disturbed"]:
-        print(f"bench_peers: warning: others disturbed {report['disturbed']} of {len(runs)} runs; do not quote these "
+        print(f"bench_peers: warning: others disturbed {report['disturbed']} of {report['runs']} runs; do not quote these "
               "figures", file=sys.stderr)
 
 
