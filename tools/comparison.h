@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tools/config.h"
+#include "tools/run_folder.h"
 
 namespace sg::tools {
 
@@ -37,14 +38,14 @@ struct Run {
 enum class RunState : std::uint8_t { to_do, interrupted, done, diverged, failed };
 std::string_view to_string(RunState);
 
-// result.json of a run. Test figures are of the whole test set; usage is the share of the codes.
+// result.json of a run.
 struct RunResult {
   RunState state = RunState::to_do;
   std::string error;      // of a run that diverged or failed
   std::int64_t step = 0;  // done
-  double mse = 0, usage = 0, perplexity = 0, relative_error = 0;
-  double norm_ratio = 0;  // |q|/|z|, mean of the last window of training steps
-  double step_ms = 0;     // median over the steps, the first five left out; NaN where runs were side by side
+  // Of a run that is done: the figures of its evaluation; norm_ratio, |q|/|z|, mean of the last window of training
+  // steps; step_ms, median, where runs were not side by side. What the model has not is not there.
+  Metrics figures;
 };
 
 struct Comparison {

@@ -14,16 +14,15 @@ namespace sg::tools {
 namespace {
 
 struct Column {
-  std::string_view key, title;
-  double RunResult::*member;
+  std::string key, title;
   double scale = 1;
 };
-constexpr Column kColumns[] = {{"mse", "test MSE", &RunResult::mse},
-                               {"usage", "codes used, %", &RunResult::usage, 100},
-                               {"perplexity", "perplexity", &RunResult::perplexity},
-                               {"relative_error", "relative error", &RunResult::relative_error},
-                               {"norm_ratio", "norm ratio", &RunResult::norm_ratio},
-                               {"step_ms", "step, ms", &RunResult::step_ms}};
+// The figures that have a title here come first; others of the runs' evaluations follow under their keys.
+const Column kColumns[] = {{"mse", "test MSE"},          {"usage", "codes used, %", 100},
+                           {"perplexity", "perplexity"}, {"relative_error", "relative error"},
+                           {"norm_ratio", "norm ratio"}, {"step_ms", "step, ms"}};
+// Figures that say nothing beside the others.
+constexpr std::string_view kLeftOut[] = {"images", "codes", "psnr", "quantization_mse"};
 
 // 97.5 % quantile of Student's t with n degrees of freedom.
 double t_quantile(std::size_t n) {
@@ -40,32 +39,50 @@ std::vector<double> values_of(const Comparison& c, std::span<const RunResult> re
   std::vector<double> values;
   for (std::size_t i = 0; i < c.runs.size(); ++i)
     if (c.runs[i].arm == arm && results[i].state == RunState::done)
-      if (const double value = results[i].*column.member; !std::isnan(value)) values.push_back(column.scale * value);
+      if (const double value = metric(results[i].figures, column.key); !std::isnan(value))
+        values.push_back(column.scale * value);
   return values;
 }
 
 // Step times are shown where every run has been alone.
 bool timed(std::span<const RunResult> results) {
-  return std::none_of(results.begin(), results.end(),
-                      [](const RunResult& r) { return r.state == RunState::done && std::isnan(r.step_ms); });
+  return std::none_of(results.begin(), results.end(), [](const RunResult& r) {
+    return r.state == RunState::done && std::isnan(metric(r.figures, "step_ms"));
+  });
 }
 
-std::span<const Column> columns(bool with_times) {
-  return std::span(kColumns).first(std::size(kColumns) - (with_times ? 0 : 1));
+// What some run has.
+std::vector<Column> columns_of(std::span<const RunResult> results) {
+  std::vector<Column> columns;
+  const auto add = [&](const Column& column) {
+    if (column.key == "step_ms" && !timed(results)) return;
+    if (std::any_of(results.begin(), results.end(),
+                    [&](const RunResult& r) { return !std::isnan(metric(r.figures, column.key)); }))
+      columns.push_back(column);
+  };
+  for (const Column& column : kColumns) add(column);
+  for (const RunResult& r : results)
+    for (const auto& [key, value] : r.figures) {
+      const auto is_key = [&](const Column& column) { return column.key == key; };
+      if (std::none_of(std::begin(kColumns), std::end(kColumns), is_key) &&
+          std::none_of(columns.begin(), columns.end(), is_key) &&
+          std::find(std::begin(kLeftOut), std::end(kLeftOut), key) == std::end(kLeftOut))
+        add({key, key});
+    }
+  return columns;
 }
 
 std::string table_of(const Comparison& c, std::span<const RunResult> results) {
-  const bool with_times = timed(results);
+  const std::vector<Column> columns = columns_of(results);
   std::vector<std::vector<std::string>> lines(1);
   for (const Axis& axis : c.axes) lines[0].push_back(axis.key);
   if (c.axes.empty()) lines[0].push_back("settings");
-  for (const Column& column : columns(with_times)) lines[0].emplace_back(column.title);
+  for (const Column& column : columns) lines[0].emplace_back(column.title);
   std::vector<std::string> notes;
   for (std::size_t a = 0; a < c.arms.size(); ++a) {
     std::vector<std::string>& line = lines.emplace_back(c.arms[a].values);
     if (c.axes.empty()) line.push_back(c.arms[a].name);
-    for (const Column& column : columns(with_times))
-      line.push_back(to_string(interval_of(values_of(c, results, a, column))));
+    for (const Column& column : columns) line.push_back(to_string(interval_of(values_of(c, results, a, column))));
   }
   for (std::size_t i = 0; i < c.runs.size(); ++i)
     if (results[i].state != RunState::done) {
@@ -95,13 +112,13 @@ std::string table_of(const Comparison& c, std::span<const RunResult> results) {
                       base.epochs > 0 ? fmt::format("{} epochs", base.epochs) : fmt::format("{} steps", base.steps),
                       base.seed, base.seed + c.settings.seeds - 1);
   text += "Mean ± half-width of the 95 % t-interval over seeds.\n";
-  if (!with_times) text += "Step times are left out: some runs were trained side by side (--jobs).\n";
+  if (!timed(results)) text += "Step times are left out: some runs were trained side by side (--jobs).\n";
   if (!notes.empty()) text += fmt::format("\nNot in the table:\n\n- {}\n", fmt::join(notes, "\n- "));
   return text;
 }
 
 std::string json_of(const Comparison& c, std::span<const RunResult> results) {
-  const bool with_times = timed(results);
+  const std::vector<Column> columns = columns_of(results);
   nlohmann::ordered_json arms = nlohmann::ordered_json::array();
   for (std::size_t a = 0; a < c.arms.size(); ++a) {
     nlohmann::ordered_json settings = nlohmann::ordered_json::object(), runs = nlohmann::ordered_json::array(),
@@ -111,19 +128,19 @@ std::string json_of(const Comparison& c, std::span<const RunResult> results) {
       if (c.runs[i].arm != a) continue;
       nlohmann::ordered_json run{{"seed", c.runs[i].seed}, {"state", to_string(results[i].state)}};
       if (results[i].state == RunState::done)
-        for (const Column& column : columns(with_times)) run[std::string(column.key)] = results[i].*column.member;
+        for (const Column& column : columns) run[column.key] = metric(results[i].figures, column.key);
       else if (!results[i].error.empty())
         run["error"] = results[i].error;
       runs.push_back(std::move(run));
     }
-    for (const Column& column : columns(with_times)) {
+    for (const Column& column : columns) {
       Column unscaled = column;
       unscaled.scale = 1;
       const Interval interval = interval_of(values_of(c, results, a, unscaled));
       nlohmann::ordered_json one{{"mean", nullptr}, {"half_width", nullptr}, {"n", interval.n}};
       if (interval.n > 0) one["mean"] = interval.mean;
       if (interval.n > 1) one["half_width"] = interval.half_width;
-      summary[std::string(column.key)] = std::move(one);
+      summary[column.key] = std::move(one);
     }
     arms.push_back({{"name", c.arms[a].name}, {"settings", settings}, {"summary", summary}, {"runs", runs}});
   }

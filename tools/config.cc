@@ -9,9 +9,11 @@
 
 #include "core/backend.h"
 #include "core/error.h"
-#include "models/vqvae_training.h"
+#include "models/optim.h"
+#include "models/quantizers/quantizer.h"
 #include "ops/estimator_table.h"
 #include "tools/files.h"
+#include "tools/task.h"
 
 namespace sg::tools {
 namespace {
@@ -40,26 +42,40 @@ std::vector<ConfigField> make_fields() {
   using C = TrainConfig;
   constexpr bool kResume = true;
   return {
-      {"model", &C::model, "Model", "architecture", names<"vqvae">},
-      {"preset", &C::preset, "Model", "sizes of network, code and batch in one word; other flags come after it",
-       vqvae_presets},
-      {"hidden", &C::hidden, "Model", "channels inside encoder and decoder", {}, 2, 8192},
-      {"residual_hidden", &C::residual_hidden, "Model", "channels inside each residual block", {}, 1, 8192},
-      {"residual_blocks", &C::residual_blocks, "Model", "residual blocks in encoder and in decoder", {}, 0, 64},
+      {"model", &C::model, "Model", "", "architecture", task_names},
+      {"preset",
+       &C::preset,
+       "Model",
+       "",
+       "sizes of network, code and batch in one word; other flags come after it",
+       {}},
+      {"hidden", &C::hidden, "Model", "network", "channels inside encoder and decoder", {}, 2, 8192},
+      {"residual_hidden", &C::residual_hidden, "Model", "network", "channels inside each residual block", {}, 1, 8192},
+      {"residual_blocks",
+       &C::residual_blocks,
+       "Model",
+       "network",
+       "residual blocks in encoder and in decoder",
+       {},
+       0,
+       64},
 
       {"data",
        &C::data,
        "Data",
+       "images",
        "fashion-mnist, mnist, cifar10, synthetic, or a folder of PNG/JPEG, IDX or CIFAR-10 files",
        {}},
       {"data_dir",
        &C::data_dir,
        "Data",
+       "images",
        "folder that holds the files of a named data set; empty: $STOPGRAD_DATA, then the usual places",
        {}},
       {"image_size",
        &C::image_size,
        "Data",
+       "images",
        "side to which folder images are resized and synthetic ones drawn; 0: 32 and 28",
        {},
        0,
@@ -67,81 +83,138 @@ std::vector<ConfigField> make_fields() {
       {"channels",
        &C::channels,
        "Data",
+       "images",
        "1 grey or 3 colour for folders and synthetic images; 0: as the files are",
        {},
        0,
        3},
-      {"limit", &C::limit, "Data", "use only the first so many training and test images; 0: all", {}, 0, kBig},
+      {"limit",
+       &C::limit,
+       "Data",
+       "images",
+       "use only the first so many training and test images; 0: all",
+       {},
+       0,
+       kBig},
 
-      {"quantizer", &C::quantizer, "Quantizer", "kind of quantizer", quantizer_names},
-      {"estimator", &C::estimator, "Quantizer",
+      {"quantizer", &C::quantizer, "Quantizer", "quantizer", "kind of quantizer", quantizer_names},
+      {"estimator", &C::estimator, "Quantizer", "estimator",
        "gradient through the quantizer, NAME or NAME:ARGUMENT (`stopgrad info --estimators` says what they are)",
        estimator_names, 0, 0, false, [](const std::string& text) { estimator_by_name(text); }},
-      {"codes", &C::codes, "Quantizer", "number of codes K, of each book", {}, 1, 1 << 24},
-      {"code_dim", &C::code_dim, "Quantizer", "length D of the encoder's rows, and of a code", {}, 1, 1 << 16},
-      {"metric", &C::metric, "Quantizer", "nearest code by", names<"euclidean", "cosine">},
-      {"gamma", &C::gamma, "Quantizer", "weight of the commitment loss |z - sg q|^2", {}, 0, kBig},
+      {"codes", &C::codes, "Quantizer", "codes", "number of codes K, of each book", {}, 1, 1 << 24},
+      {"code_dim", &C::code_dim, "Quantizer", "rows", "length D of the encoder's rows, and of a code", {}, 1, 1 << 16},
+      {"metric", &C::metric, "Quantizer", "quantizer", "nearest code by", names<"euclidean", "cosine">},
+      {"gamma", &C::gamma, "Quantizer", "quantizer", "weight of the commitment loss |z - sg q|^2", {}, 0, kBig},
       {"balance_commitment",
        &C::balance_commitment,
        "Quantizer",
+       "quantizer",
        "make gamma the ratio of the commitment's gradient at z to the reconstruction's",
        {}},
       {"origin_decay",
        &C::origin_decay,
        "Quantizer",
+       "quantizer",
        "decay of the running mean that centred estimators turn about",
        {},
        0,
        1},
-      {"window", &C::window, "Quantizer", "steps over which window usage and perplexity are counted", {}, 1, 1 << 16},
+      {"window",
+       &C::window,
+       "Quantizer",
+       "codes",
+       "steps over which window usage and perplexity are counted",
+       {},
+       1,
+       1 << 16},
 
-      {"codebook", &C::codebook, kCodebook, "how codes learn", codebook_update_names},
-      {"init", &C::init, kCodebook, "first codes; uniform is within +-1/K, kmeans is of the first encoder outputs",
-       codebook_init_names},
-      {"normal_deviation", &C::normal_deviation, kCodebook, "standard deviation of --init normal", {}, 1e-9, kBig},
-      {"ema_decay", &C::ema_decay, kCodebook, "decay of the moving averages with --codebook ema", {}, 0, 1},
-      {"ema_eps", &C::ema_eps, kCodebook, "smoothing of their counts", {}, 0, 1},
-      {"beta", &C::beta, kCodebook, "weight of the codebook loss |q - sg z|^2", {}, 0, kBig},
-      {"inner_rate", &C::inner_rate, kCodebook, "rate of the inner step of --codebook alternating", {}, 0, kBig},
-      {"assignment", &C::assignment, kCodebook, "which code a row gets in training", assignment_names},
+      {"codebook", &C::codebook, kCodebook, "codebook", "how codes learn", codebook_update_names},
+      {"init", &C::init, kCodebook, "codebook",
+       "first codes; uniform is within +-1/K, kmeans is of the first encoder outputs", codebook_init_names},
+      {"normal_deviation",
+       &C::normal_deviation,
+       kCodebook,
+       "codebook",
+       "standard deviation of --init normal",
+       {},
+       1e-9,
+       kBig},
+      {"ema_decay", &C::ema_decay, kCodebook, "codebook", "decay of the moving averages with --codebook ema", {}, 0, 1},
+      {"ema_eps", &C::ema_eps, kCodebook, "codebook", "smoothing of their counts", {}, 0, 1},
+      {"beta", &C::beta, kCodebook, "codebook", "weight of the codebook loss |q - sg z|^2", {}, 0, kBig},
+      {"inner_rate",
+       &C::inner_rate,
+       kCodebook,
+       "codebook",
+       "rate of the inner step of --codebook alternating",
+       {},
+       0,
+       kBig},
+      {"assignment", &C::assignment, kCodebook, "codebook", "which code a row gets in training", assignment_names},
       {"revive",
        &C::revive,
        kCodebook,
+       "codebook",
        "codes whose average count a step falls below this are replaced; 0: never. With lru: after as many unused steps",
        {},
        0,
        kBig},
-      {"revival_policy", &C::revival_policy, kCodebook,
+      {"revival_policy", &C::revival_policy, kCodebook, "codebook",
        "what replaces them: encoder outputs, or moved copies of codes in proportion to their use (split)",
        revival_names},
-      {"orthogonal", &C::orthogonal, kCodebook, "weight of the loss that makes codes orthogonal", {}, 0, kBig},
+      {"orthogonal",
+       &C::orthogonal,
+       kCodebook,
+       "codebook",
+       "weight of the loss that makes codes orthogonal",
+       {},
+       0,
+       kBig},
       {"entropy",
        &C::entropy,
        kCodebook,
+       "codebook",
        "weight of the entropy loss E[H(p)] - H(E[p]) of the soft assignment",
        {},
        0,
        kBig},
-      {"diversity", &C::diversity, kCodebook, "weight of -H(E[p])", {}, 0, kBig},
+      {"diversity", &C::diversity, kCodebook, "codebook", "weight of -H(E[p])", {}, 0, kBig},
       {"entropy_temperature",
        &C::entropy_temperature,
        kCodebook,
+       "codebook",
        "temperature of that soft assignment",
        {},
        1e-9,
        kBig},
 
-      {"heads", &C::heads, kKinds, "pieces that multi-head, product and grouped-residual cut a row into", {}, 1, 4096},
-      {"levels", &C::levels, kKinds, "books of residual, and of each piece of grouped-residual", {}, 1, 4096},
-      {"code_width", &C::code_width, kKinds, "width in which factorised and random-projection compare", {}, 1, 1 << 16},
+      {"heads",
+       &C::heads,
+       kKinds,
+       "kinds",
+       "pieces that multi-head, product and grouped-residual cut a row into",
+       {},
+       1,
+       4096},
+      {"levels", &C::levels, kKinds, "kinds", "books of residual, and of each piece of grouped-residual", {}, 1, 4096},
+      {"code_width",
+       &C::code_width,
+       kKinds,
+       "kinds",
+       "width in which factorised and random-projection compare",
+       {},
+       1,
+       1 << 16},
       {"shared_books",
        &C::shared_books,
        kKinds,
+       "kinds",
        "one codebook for all heads of multi-head or all levels of residual",
        {}},
       {"level_dropout",
        &C::level_dropout,
        kKinds,
+       "kinds",
        "share of the steps that train only the first levels of residual",
        {},
        0,
@@ -149,14 +222,23 @@ std::vector<ConfigField> make_fields() {
       {"grid",
        &C::grid,
        kKinds,
+       "grid",
        "levels of each dimension of fsq and latent, as 8,5,5; without it chosen for --codes",
        {},
        2,
        1 << 20},
-      {"dither", &C::dither, kKinds, "share of the elements of fsq-symmetric that get noise, not rounding", {}, 0, 1},
+      {"dither",
+       &C::dither,
+       kKinds,
+       "kinds",
+       "share of the elements of fsq-symmetric that get noise, not rounding",
+       {},
+       0,
+       1},
       {"scales",
        &C::scales,
        kKinds,
+       "kinds",
        "sides of the token maps of multi-scale, as 1,2,4,7, the last one the latents' own; without it powers of two",
        {},
        1,
@@ -164,35 +246,38 @@ std::vector<ConfigField> make_fields() {
       {"phi",
        &C::phi,
        kKinds,
+       "kinds",
        "share of the 3x3 convolution in what multi-scale adds at each scale; 0: none",
        {},
        0,
        1},
 
-      {"optimizer", &C::optimizer, "Training", "update rule of the parameters", optimizer_names},
-      {"lr", &C::lr, "Training", "learning rate", {}, 0, 1e3},
-      {"schedule", &C::schedule, "Training", "learning rate after the warm-up; cosine goes down to 0 at the last step",
-       names<"constant", "cosine">},
-      {"warmup", &C::warmup, "Training", "steps of linear warm-up", {}, 0, kBig},
-      {"weight_decay", &C::weight_decay, "Training", "of adamw", {}, 0, 1e3},
-      {"clip", &C::clip, "Training", "global norm to which gradients are clipped; 0: not clipped", {}, 0, kBig},
-      {"batch", &C::batch, "Training", "images a step", {}, 1, 1 << 20},
-      {"steps", &C::steps, "Training", "training steps in all", {}, 1, kBig, kResume},
+      {"optimizer", &C::optimizer, "Training", "", "update rule of the parameters", optimizer_names},
+      {"lr", &C::lr, "Training", "", "learning rate", {}, 0, 1e3},
+      {"schedule", &C::schedule, "Training", "",
+       "learning rate after the warm-up; cosine goes down to 0 at the last step", names<"constant", "cosine">},
+      {"warmup", &C::warmup, "Training", "", "steps of linear warm-up", {}, 0, kBig},
+      {"weight_decay", &C::weight_decay, "Training", "", "of adamw", {}, 0, 1e3},
+      {"clip", &C::clip, "Training", "", "global norm to which gradients are clipped; 0: not clipped", {}, 0, kBig},
+      {"batch", &C::batch, "Training", "", "images a step", {}, 1, 1 << 20},
+      {"steps", &C::steps, "Training", "", "training steps in all", {}, 1, kBig, kResume},
       {"epochs",
        &C::epochs,
        "Training",
+       "",
        "passes over the training set, instead of --steps; 0: use steps",
        {},
        0,
        1e6,
        kResume},
-      {"seed", &C::seed, "Training", "of initial weights, data order and random ops", {}, 0, 2147483647},
+      {"seed", &C::seed, "Training", "", "of initial weights, data order and random ops", {}, 0, 2147483647},
 
-      {"backend", &C::backend, "Run", "where to compute", backends, 0, 0, kResume},
-      {"threads", &C::threads, "Run", "CPU threads; 0: all cores", {}, 0, 1024, kResume},
+      {"backend", &C::backend, "Run", "", "where to compute", backends, 0, 0, kResume},
+      {"threads", &C::threads, "Run", "", "CPU threads; 0: all cores", {}, 0, 1024, kResume},
       {"check_finite",
        &C::check_finite,
        "Run",
+       "",
        "stop at the first NaN or infinity and name the op that made it",
        {},
        0,
@@ -201,6 +286,7 @@ std::vector<ConfigField> make_fields() {
       {"checkpoint_every",
        &C::checkpoint_every,
        "Run",
+       "",
        "steps between checkpoints; 0: only at the end",
        {},
        0,
@@ -209,6 +295,7 @@ std::vector<ConfigField> make_fields() {
       {"log_every",
        &C::log_every,
        "Run",
+       "",
        "steps between lines of progress where the output is no terminal",
        {},
        1,
@@ -235,6 +322,16 @@ std::string toml_string(const std::string& text) {
       out += c;
   }
   return out + '"';
+}
+
+std::vector<std::string_view> words_of(std::string_view text) {
+  std::vector<std::string_view> words;
+  while (!text.empty()) {
+    const std::size_t space = text.find(' ');
+    words.push_back(text.substr(0, space));
+    text = space == std::string_view::npos ? std::string_view{} : text.substr(space + 1);
+  }
+  return words;
 }
 
 void check_field(const TrainConfig& config, const ConfigField& field) {
@@ -324,20 +421,24 @@ toml::table parse(const std::filesystem::path& path) {
   }
 }
 
-TrainConfig config_of(const toml::table& table, const std::string& file, const TrainConfig& base,
-                      std::vector<std::string>* seen) {
+TrainConfig config_of(const toml::table& table, const std::string& file, const TrainConfig& base) {
   TrainConfig config = base;
-  if (const toml::node* preset = table.get("preset")) {
-    set_from_toml(config, *find_field("preset"), *preset, file);
-    apply_preset(config, std::string(config.preset));
-  }
+  const auto set = [&](std::string_view key) {
+    const toml::node* node = table.get(key);
+    if (node != nullptr) set_from_toml(config, *find_field(key), *node, file);
+    return node != nullptr;
+  };
+  if (set("model") && config.model != base.model) config = default_config(config.model);
+  if (set("preset")) apply_preset(config, std::string(config.preset));
   for (const auto& [key, node] : table) {
     const ConfigField* field = find_field(key.str());
     if (field == nullptr)
       fail(ErrorKind::usage, "{}:{}: unknown setting '{}' (`stopgrad train --help` lists them, '-' written as '_')",
            file, key.source().begin.line, key.str());
+    if (!has_field(config.model, *field))
+      fail(ErrorKind::usage, "{}:{}: {} has no setting '{}', which is of {}", file, key.source().begin.line,
+           config.model, key.str(), fmt::join(models_with(*field), ", "));
     set_from_toml(config, *field, node, file);
-    if (seen != nullptr) seen->emplace_back(key.str());
   }
   return config;
 }
@@ -347,6 +448,7 @@ std::string fields_to_toml(const TrainConfig& config) {
   std::string out;
   std::string_view group;
   for (const ConfigField& field : config_fields()) {
+    if (!has_field(config.model, field)) continue;
     if (field.group != group) out += fmt::format("\n# {}\n", group = field.group);
     const std::string setting = fmt::format("{} = {}", field.key, text_of(config, field));
     out += fmt::format("{:<32} # {}\n", setting, field.full_help());
@@ -420,29 +522,75 @@ void set_from_text(TrainConfig& config, const ConfigField& field, const std::str
              field.member);
 }
 
+bool has_field(std::string_view model, const ConfigField& field) {
+  const TaskDef& def = task_def(model);
+  if (field.key == "preset") return !def.presets.empty();
+  if (field.has.empty()) return true;
+  for (const std::string_view word : words_of(field.has)) {
+    if (word == def.name) return true;
+    for (const std::string_view own : words_of(def.has))
+      if (word == own) return true;
+  }
+  return false;
+}
+
+std::vector<std::string> models_with(const ConfigField& field) {
+  std::vector<std::string> names = task_names();
+  std::erase_if(names, [&](const std::string& name) { return !has_field(name, field); });
+  return names;
+}
+
+void require_field(std::string_view model, const ConfigField& field) {
+  if (!has_field(model, field))
+    fail(ErrorKind::usage, "{}: {} has no such setting; {} have it", flag_of(field), model,
+         fmt::join(models_with(field), ", "));
+}
+
 void apply_preset(TrainConfig& config, std::string_view name) {
-  const VqVaeConfig sizes = vqvae_preset(name);
-  config.hidden = sizes.hidden, config.residual_hidden = sizes.residual, config.residual_blocks = sizes.residual_blocks;
-  config.code_dim = sizes.quantizer.dim, config.codes = sizes.quantizer.codes, config.batch = sizes.batch;
-  // Data sets have a size of their own; this is for images that are resized or drawn.
-  const bool usual = sizes.height == 28 && sizes.channels == 1;
-  config.image_size = usual ? 0 : sizes.height, config.channels = usual ? 0 : sizes.channels;
-  config.preset = name;
+  std::vector<std::string_view> known;
+  for (const TaskDef::Preset& preset : task_def(config.model).presets) {
+    known.push_back(preset.name);
+    if (preset.name != name) continue;
+    preset.apply(config);
+    config.preset = name;
+    return;
+  }
+  fail(ErrorKind::usage, "--preset '{}' is unknown; {} has: {}", name, config.model,
+       known.empty() ? "none" : fmt::format("{}", fmt::join(known, ", ")));
+}
+
+TrainConfig default_config(std::string_view model) {
+  TrainConfig config;
+  config.model = model;
+  const TaskDef& def = task_def(model);
+  if (!def.presets.empty()) apply_preset(config, def.presets.front().name);
+  return config;
+}
+
+TrainConfig with_model(const TrainConfig& config, std::string_view model) {
+  TrainConfig changed = default_config(model);
+  const TrainConfig usual = default_config(config.model);
+  for (const ConfigField& field : config_fields())
+    if (field.key != "model" && has_field(config.model, field) && has_field(model, field) &&
+        text_of(config, field) != text_of(usual, field))
+      std::visit([&](auto member) { changed.*member = config.*member; }, field.member);
+  return changed;
 }
 
 void validate(const TrainConfig& config) {
-  for (const ConfigField& field : config_fields()) check_field(config, field);
+  for (const ConfigField& field : config_fields())
+    if (field.key == "model" || has_field(config.model, field)) check_field(config, field);
   if (config.lr <= 0) fail(ErrorKind::usage, "--lr is {}; it must be above 0", config.lr);
-  if (config.ema_decay >= 1) fail(ErrorKind::usage, "--ema-decay is {}; it must be below 1", config.ema_decay);
-  if (config.channels == 2) fail(ErrorKind::usage, "--channels is 2; it must be 0, 1 or 3");
-  if (config.codes * config.code_dim > std::int64_t{1} << 30)
-    fail(ErrorKind::usage, "--codes {} times --code-dim {} is a codebook of {:.1f} GB; at most 4 GB is supported",
-         config.codes, config.code_dim,
-         4e-9 * static_cast<double>(config.codes) * static_cast<double>(config.code_dim));
+  const TaskDef& def = task_def(config.model);
+  if (!def.presets.empty()) {
+    TrainConfig copy = config;
+    apply_preset(copy, config.preset);
+  }
+  if (def.check) def.check(config);
 }
 
-TrainConfig read_config(const std::filesystem::path& path, const TrainConfig& base, std::vector<std::string>* seen) {
-  return config_of(parse(path), path.string(), base, seen);
+TrainConfig read_config(const std::filesystem::path& path, const TrainConfig& base) {
+  return config_of(parse(path), path.string(), base);
 }
 
 ComparisonSettings read_comparison(const std::filesystem::path& path) {
@@ -472,7 +620,7 @@ ComparisonSettings read_comparison(const std::filesystem::path& path) {
     }
     table.erase("compare");
   }
-  settings.base = config_of(table, file, {}, nullptr);
+  settings.base = config_of(table, file, {});
   return settings;
 }
 

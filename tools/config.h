@@ -1,5 +1,5 @@
 // TrainConfig: every setting of a training run. One table (config_fields) lists the settings once; the flags of
-// `train`, the keys of config.toml, the help texts and the checks all come from it.
+// `train`, the keys of config.toml, the help texts and the checks all come from it. A model has a part of them.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -48,6 +48,8 @@ struct ConfigField {
   std::string_view key;  // in config.toml; the flag is --key with '-' for '_'
   Member member;
   std::string_view group;  // heading in --help and config.toml
+  // Which models have it: a model whose name or one of whose words (TaskDef::has) is among these words. Empty: all.
+  std::string_view has;
   std::string_view help;
   std::vector<std::string> (*choices)() = nullptr;  // of text, as tables have them now; null: any
   double least = 0, most = 0;                       // of numbers, and of each number of a list; inclusive
@@ -65,18 +67,29 @@ std::string text_of(const TrainConfig& config, const ConfigField& field);  // as
 // Sets the field from text as a flag gives it: words bare, lists as 8,5,5 or 8x5x5. Error{usage} naming the flag.
 void set_from_text(TrainConfig& config, const ConfigField& field, const std::string& text);
 
-// Presets: "fashion" (28x28x1 images, the network that the documentation measures) and "large" (32x32x3).
-// Sets the sizes of the network, batch and data. Error{usage} listing them.
+// Whether the model has the setting. Error{usage}: no such model.
+bool has_field(std::string_view model, const ConfigField& field);
+// Error{usage} where the model has not the setting, saying which have it.
+void require_field(std::string_view model, const ConfigField& field);
+std::vector<std::string> models_with(const ConfigField& field);
+
+// What the model starts from: TrainConfig{} with the model's first preset. Error{usage}: no such model.
+TrainConfig default_config(std::string_view model);
+// The defaults of another model with those settings of `config` that both models have and that differ from the defaults
+// of its own.
+TrainConfig with_model(const TrainConfig& config, std::string_view model);
+// Sizes of network, batch and data in one word; those of vqvae are "fashion" (28x28x1 images, the network that the
+// documentation measures) and "large" (32x32x3). Error{usage} listing the presets of config.model.
 void apply_preset(TrainConfig& config, std::string_view name);
 
-// Checks each field against its choices and bounds, and the fields against each other. Error{usage} naming the flag.
+// Checks each field that the model has against its choices and bounds, and the fields against each other. Error{usage}
+// naming the flag.
 void validate(const TrainConfig& config);
 
-// Error{io}: cannot read. Error{usage}: not TOML, a key that is unknown or of the wrong type, naming file and line.
-// Keys that are absent keep their value in `base`; a `preset` key is applied before the others. `seen`: the keys of the
-// file.
-TrainConfig read_config(const std::filesystem::path& path, const TrainConfig& base,
-                        std::vector<std::string>* seen = nullptr);
+// Error{io}: cannot read. Error{usage}: not TOML, a key that is unknown, of the wrong type or not of the model, naming
+// file and line. Keys that are absent keep their value in `base` or, where the file is of another model than it, that
+// of default_config(); a `preset` key is applied before the others.
+TrainConfig read_config(const std::filesystem::path& path, const TrainConfig& base);
 
 // What `compare` runs (compare.toml): every combination of the values of the axes, over the base, with every seed.
 struct ComparisonSettings {
@@ -89,7 +102,7 @@ struct ComparisonSettings {
 ComparisonSettings read_comparison(const std::filesystem::path& path);
 std::string to_toml(const ComparisonSettings& settings);
 
-// Every field with its help as a comment; read_config gives the same config back.
+// Every field that the model has, with its help as a comment; read_config gives the same config back.
 std::string to_toml(const TrainConfig& config);
 
 }  // namespace sg::tools

@@ -1,5 +1,6 @@
 #include "tools/curves.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tools/plot.h"
@@ -26,38 +27,17 @@ Curve curve_of(const std::vector<Metrics>& history, std::string_view name, std::
   return curve;
 }
 
-Image draw_curves(const std::vector<Metrics>& history) {
-  const auto c = [&](std::string_view name, std::string label, bool thin = false) {
-    return curve_of(history, name, std::move(label), thin);
-  };
-  std::vector<Panel> panels(6);
-  panels[0] = {"loss",
-               "step",
-               true,
-               false,
-               {c("loss", "total"), c("reconstruction", "reconstruction"), c("codebook", "codebook"),
-                c("commitment", "commitment", true)}};  // equal to the codebook loss: both lines are seen
-  panels[1] = {"codes used, fraction of the codebook",
-               "step",
-               false,
-               true,
-               {c("usage_window", "window of steps"), c("usage", "one batch")}};
-  panels[2] = {"|q| / |z| of the rows",
-               "step",
-               true,
-               false,
-               {c("norm_ratio", "mean"), c("norm_ratio_p5", "5 %", true), c("norm_ratio_p95", "95 %", true)}};
-  panels[3] = {"perplexity of the codes",
-               "step",
-               false,
-               true,
-               {c("perplexity_window", "window of steps"), c("perplexity", "one batch")}};
-  panels[4] = {"relative quantization error |z-q|^2 / |z|^2", "step", true, false, {c("relative_error", "mean")}};
-  panels[5] = {"size of the gradient at z",
-               "step",
-               true,
-               false,
-               {c("grad_reconstruction", "reconstruction"), c("grad_commitment", "commitment")}};
+Image draw_curves(const std::vector<Metrics>& history, const std::vector<CurvePanel>& wanted) {
+  std::vector<Panel> panels;
+  for (const CurvePanel& w : wanted) {
+    Panel panel{w.title, "step", w.log_y, w.from_zero, {}};
+    for (const CurvePanel::Line& line : w.lines) {
+      Curve curve = curve_of(history, line.metric, line.label, line.thin);
+      if (std::any_of(curve.y.begin(), curve.y.end(), [](double y) { return std::isfinite(y); }))
+        panel.curves.push_back(std::move(curve));
+    }
+    if (!panel.curves.empty()) panels.push_back(std::move(panel));
+  }
   return draw_panels(panels, 2);
 }
 

@@ -68,10 +68,10 @@ std::string modules_of(const Audit& audit, const std::function<bool(const AuditR
 
 }  // namespace
 
-FlowReport report_flow(const Tape& tape, const TrainStep& step, const VqVaeTraining& training) {
-  FlowReport report{audit_step(tape, step, training), {}, {}};
+FlowReport report_flow(Audit audit, std::span<const FlowExpectation> expected) {
+  FlowReport report{std::move(audit), {}, {}};
   report.problems = report.audit.problems();
-  report.violations = violations(report.audit, flow_contract(step, training.model()));
+  report.violations = violations(report.audit, expected);
   return report;
 }
 

@@ -52,14 +52,13 @@ bool Progress::wants_text(std::int64_t done) const {
   return done % line_every_ == 0 || done == total_;
 }
 
-void Progress::update(std::int64_t done, const std::string& text, double images_per_second) {
+void Progress::update(std::int64_t done, const std::string& text, const std::string& pace) {
   if (!wants_text(done)) return;
   last_ = Clock::now();
   const double spent = std::chrono::duration<double>(last_ - start_).count();
   const double left =
       spent / static_cast<double>(std::max<std::int64_t>(done - first_, 1)) * static_cast<double>(total_ - done);
-  const std::string numbers =
-      fmt::format("{}/{}  {}  {:.0f} img/s  {} left", done, total_, text, images_per_second, duration_text(left));
+  const std::string numbers = fmt::format("{}/{}  {}  {}  {} left", done, total_, text, pace, duration_text(left));
   if (!terminal_) {
     fmt::print("step {}\n", numbers);
     std::fflush(stdout);

@@ -10,8 +10,8 @@ class Progress {
  public:
   Progress(std::int64_t first, std::int64_t total, std::int64_t line_every);
   ~Progress();
-  // done: steps finished in all. `text`: what to say about this step; `images_per_second` of the last steps.
-  void update(std::int64_t done, const std::string& text, double images_per_second);
+  // done: steps finished in all. `text`: what to say about this step; `pace` of the last steps, "1234 images/s".
+  void update(std::int64_t done, const std::string& text, const std::string& pace);
   // Prints a line of its own, keeping the bar below it.
   void line(const std::string& text);
   bool wants_text(std::int64_t done) const;  // whether update() would show anything now

@@ -1,5 +1,7 @@
 #include "tools/session.h"
 
+#include <fmt/ranges.h>
+
 #include <charconv>
 #include <cmath>
 
@@ -8,19 +10,6 @@
 
 namespace sg::tools {
 namespace {
-
-// "28x28x1" as to_string writes it.
-bool parse_size(std::string_view text, ImageSize& out) {
-  std::int64_t* const extents[] = {&out.height, &out.width, &out.channels};
-  for (std::size_t i = 0; i < 3; ++i) {
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *extents[i]);
-    if (error != std::errc{} || *extents[i] < 1) return false;
-    text.remove_prefix(static_cast<std::size_t>(end - text.data()));
-    if (i < 2 && (text.empty() || text.front() != 'x')) return false;
-    if (i < 2) text.remove_prefix(1);
-  }
-  return text.empty();
-}
 
 bool all_finite(const Tensor& t) {
   if (t.dtype() == DType::i32) return true;
@@ -32,6 +21,18 @@ bool all_finite(const Tensor& t) {
 }  // namespace
 
 std::string to_string(const ImageSize& s) { return fmt::format("{}x{}x{}", s.height, s.width, s.channels); }
+
+bool parse_image_size(std::string_view text, ImageSize& out) {
+  std::int64_t* const extents[] = {&out.height, &out.width, &out.channels};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *extents[i]);
+    if (error != std::errc{} || *extents[i] < 1) return false;
+    text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+    if (i < 2 && (text.empty() || text.front() != 'x')) return false;
+    if (i < 2) text.remove_prefix(1);
+  }
+  return text.empty();
+}
 
 Backend& start_backend(const TrainConfig& config) {
   if (config.threads > 0) set_threads(static_cast<int>(config.threads));
@@ -96,21 +97,28 @@ VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images, std
   return c;
 }
 
-void save_checkpoint(const std::filesystem::path& path, std::span<Variable* const> variables, const ImageSize& images,
-                     std::int64_t step) {
+void save_checkpoint(const std::filesystem::path& path, std::span<Variable* const> variables,
+                     const std::string& data_shape, std::int64_t step) {
   StateFile file;
   for (const Variable* v : variables) file.tensors.push_back({v->name(), v->value()});
-  file.metadata = {{"format", "stopgrad checkpoint 1"}, {"images", to_string(images)}, {"step", std::to_string(step)}};
+  file.metadata = {{"format", "stopgrad checkpoint 1"}, {"data", data_shape}, {"step", std::to_string(step)}};
   save_safetensors(path, file);
 }
 
 Checkpoint read_checkpoint(const std::filesystem::path& path) {
   Checkpoint c{path, load_safetensors(path), {}};
-  const auto images = c.file.metadata.find("images");
-  if (images == c.file.metadata.end() || !parse_size(images->second, c.images))
-    fail(ErrorKind::io, "{}: not a checkpoint of this program: its metadata does not say which images it is for",
+  const auto shape = c.file.metadata.find("data");
+  if (shape == c.file.metadata.end())
+    fail(ErrorKind::io, "{}: not a checkpoint of this program: its metadata does not say which data it is for",
          path.string());
+  c.data_shape = shape->second;
   return c;
+}
+
+void require_data_shape(const Task& task, const Checkpoint& checkpoint) {
+  if (task.data_shape() != checkpoint.data_shape)
+    fail(ErrorKind::io, "{} is for {} of {}, the data are {}", checkpoint.path.string(), task.unit(),
+         checkpoint.data_shape, task.data_shape());
 }
 
 void restore(std::span<Variable* const> variables, const Checkpoint& checkpoint, bool all) {
@@ -137,15 +145,36 @@ void restore(std::span<Variable* const> variables, const Checkpoint& checkpoint,
   for (std::size_t i = 0; i < found.size(); ++i) variables[i]->set(*found[i]);
 }
 
+RestoredTask restore_task(const std::filesystem::path& path,
+                          const std::function<TrainConfig(const TrainConfig&)>& config, DataCache* data) {
+  RunFolder folder = RunFolder::open(path);
+  TaskSetup setup{config(read_config(folder.config(), {})), data};
+  validate(setup.config);
+  const Checkpoint checkpoint = read_checkpoint(folder.checkpoint());
+  setup.data_shape = checkpoint.data_shape;
+  std::unique_ptr<Task> task = make_task(setup);
+  require_data_shape(*task, checkpoint);
+  restore(task->model(), checkpoint, false);
+  const Tensor* step = checkpoint.file.find(task->step().name());
+  return {std::move(folder), std::move(task), step == nullptr ? 0 : static_cast<std::int64_t>(step->item())};
+}
+
 LoadedRun load_run(const std::filesystem::path& path) {
   RunFolder folder = RunFolder::open(path);
   TrainConfig config = read_config(folder.config(), {});
   validate(config);
+  const ConfigField& quantizer = *find_field("quantizer");
+  if (!has_field(config.model, quantizer))
+    fail(ErrorKind::usage, "{} is a run of {}; one of {} is needed", path.string(), config.model,
+         fmt::join(models_with(quantizer), ", "));
   const Checkpoint checkpoint = read_checkpoint(folder.checkpoint());
-  auto model = std::make_unique<VqVae>(model_config(config, checkpoint.images));
+  ImageSize images;
+  if (!parse_image_size(checkpoint.data_shape, images))
+    fail(ErrorKind::io, "{} is for data of {}, not for images", checkpoint.path.string(), checkpoint.data_shape);
+  auto model = std::make_unique<VqVae>(model_config(config, images));
   restore(model->variables(), checkpoint, false);
-  const auto step = checkpoint.file.find("training.step");
-  return {std::move(folder), std::move(config), checkpoint.images, std::move(model),
+  const Tensor* step = checkpoint.file.find("training.step");
+  return {std::move(folder), std::move(config), images, std::move(model),
           step == nullptr ? 0 : static_cast<std::int64_t>(step->item())};
 }
 

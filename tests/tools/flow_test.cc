@@ -1,4 +1,5 @@
 // The audit of the shipped model: sound with every estimator, rule and quantizer; and what it says of broken ones.
+#include "models/vqvae_training.h"
 #include "ops/elementwise.h"
 #include "ops/gradient.h"
 #include "tests/support/expect.h"
@@ -25,7 +26,7 @@ Reported report_of(const VqVaeConfig& config) {
   VqVaeTraining training(model);
   Tape tape;
   const TrainStep step = build_train_step(tape, training, IfUnreachable::zero);
-  const FlowReport report = report_flow(tape, step, training);
+  const FlowReport report = report_flow(audit_step(tape, step, training), flow_contract(step, training.model()));
   return {report.problems, report.violations, short_text(report)};
 }
 

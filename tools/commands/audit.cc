@@ -14,12 +14,10 @@ struct AuditArguments {
 };
 
 void show_audit(const AuditArguments& a) {
-  const Described described = describe(a.what, *a.flags);
-  VqVae model(model_config(described.config, described.images));
-  VqVaeTraining training(model);
+  const std::unique_ptr<Task> task = describe(a.what, *a.flags);
   Tape tape;
-  const TrainStep step = build_train_step(tape, training, IfUnreachable::zero);
-  const FlowReport report = report_flow(tape, step, training);
+  const TaskStep step = task->record(tape, IfUnreachable::zero);
+  const FlowReport report = report_flow(audit(tape, step.terms, task->parameters(), task->state()), step.expected);
   if (a.json) {
     fmt::print("{}", to_json(report));
   } else {
@@ -40,9 +38,10 @@ void add_audit(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "audit", "Say which loss term trains which variable, and what cuts the others off. Nothing is run.");
   const auto a = std::make_shared<AuditArguments>();
-  command->add_option("WHAT", a->what, "model (vqvae) or run folder")->required();
+  command->add_option("WHAT", a->what, fmt::format("model ({}) or run folder", model_list()))->required();
   command->add_flag("--json", a->json, "for programs");
-  a->flags = std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Model", "Quantizer", "Training"});
+  a->flags =
+      std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Model", "Quantizer", "Training"}, "WHAT");
   command->footer(
       "Exit code 1 where a parameter is surely not trained as it should be, or a term trains what it must not.\n"
       "Examples:\n"

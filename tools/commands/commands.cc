@@ -1,5 +1,7 @@
 #include "tools/commands/commands.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "core/error.h"
@@ -26,9 +28,28 @@ std::string wrapped(const std::string& text) {
   return out;
 }
 
+// The model is known when the command line was parsed, which is before the help text is made.
+class ModelFormatter : public CLI::Formatter {
+ public:
+  ModelFormatter(const ConfigFlags& flags, std::string model_option)
+      : flags_(flags), model_option_(std::move(model_option)) {}
+  std::string make_help(const CLI::App* app, std::string name, CLI::AppFormatMode mode) const override {
+    const std::vector<std::string>& given = app->get_option(model_option_)->results();
+    const std::vector<std::string> known = task_names();
+    if (!given.empty() && std::find(known.begin(), known.end(), given.front()) != known.end())
+      flags_.show_only(given.front());
+    return CLI::Formatter::make_help(app, std::move(name), mode);
+  }
+
+ private:
+  const ConfigFlags& flags_;
+  std::string model_option_;
+};
+
 }  // namespace
 
-ConfigFlags::ConfigFlags(CLI::App& command, std::vector<std::string_view> groups) {
+ConfigFlags::ConfigFlags(CLI::App& command, std::vector<std::string_view> groups, const std::string& model_option) {
+  if (!model_option.empty()) command.formatter(std::make_shared<ModelFormatter>(*this, model_option));
   for (const ConfigField& field : config_fields()) {
     const std::string_view group = field.group.substr(0, field.group.find(" ("));
     if (field.key == "model" || std::find(groups.begin(), groups.end(), group) == groups.end()) continue;
@@ -63,7 +84,21 @@ std::vector<std::string_view> ConfigFlags::given_keys() const {
   return keys;
 }
 
+void ConfigFlags::show_only(std::string_view model) const {
+  const TrainConfig usual = default_config(model);
+  for (const Flag& f : flags_)
+    if (!has_field(model, *f.field)) {
+      f.option->group("");
+    } else if (!f.option->get_default_str().empty()) {
+      std::string text = text_of(usual, *f.field);
+      std::erase(text, '"');
+      f.option->default_str(text);
+    }
+}
+
 TrainConfig ConfigFlags::over(TrainConfig base) const {
+  for (const Flag& f : flags_)
+    if (f.option->count() > 0) require_field(base.model, *f.field);
   if (given("preset")) apply_preset(base, values_.preset);
   for (const Flag& f : flags_)
     if (f.option->count() > 0) std::visit([&](auto member) { base.*member = values_.*member; }, f.field->member);
@@ -71,23 +106,21 @@ TrainConfig ConfigFlags::over(TrainConfig base) const {
   return base;
 }
 
-Described describe(const std::string& what, const ConfigFlags& flags) {
-  Described d{{}, {28, 28, 1}};
+std::unique_ptr<Task> describe(const std::string& what, const ConfigFlags& flags) {
+  TaskSetup setup;
   std::error_code ec;
   if (std::filesystem::is_directory(what, ec)) {
     const RunFolder folder = RunFolder::open(what);
-    d.config = read_config(folder.config(), {});
-    d.images = read_checkpoint(folder.checkpoint()).images;
+    setup.config = read_config(folder.config(), {});
+    setup.data_shape = read_checkpoint(folder.checkpoint()).data_shape;
   } else {
-    d.config.model = what;
-    if (flags.given("preset")) {
-      const VqVaeConfig sizes = vqvae_preset(flags.values().preset);
-      d.images = {sizes.height, sizes.width, sizes.channels};
-    }
+    setup.config = default_config(what);
   }
-  d.config = flags.over(d.config);
-  validate(d.config);
-  return d;
+  setup.config = flags.over(setup.config);
+  validate(setup.config);
+  return make_task(setup);
 }
+
+std::string model_list() { return fmt::format("{}", fmt::join(task_names(), ", ")); }
 
 }  // namespace sg::tools

@@ -24,14 +24,16 @@ void add_probe(CLI::App& app);
 void add_toy(CLI::App& app);
 
 // Flags for the settings of some groups, by the group's name up to a parenthesis. Values given on the command line go
-// over those of a config file or a run.
+// over those of a config file or a run. --help of a command that was given a model (in its positional `model_option`)
+// shows the flags and the defaults of that model, otherwise those of all.
 class ConfigFlags {
  public:
-  ConfigFlags(CLI::App& command, std::vector<std::string_view> groups);
+  ConfigFlags(CLI::App& command, std::vector<std::string_view> groups, const std::string& model_option = "");
   bool given(std::string_view key) const;
-  // `base`, then its preset where --preset was given, then the other flags that were given.
+  // `base`, then its preset where --preset was given, then the other flags that were given. Error{usage}: a flag that
+  // the model of `base` has not.
   TrainConfig over(TrainConfig base) const;
-  const TrainConfig& values() const { return values_; }
+  void show_only(std::string_view model) const;  // in --help
   std::vector<std::string_view> given_keys() const;
 
  private:
@@ -43,12 +45,11 @@ class ConfigFlags {
   std::vector<Flag> flags_;
 };
 
-// What `tape` and `audit` are asked about: a run folder, or a model by name with the images of its preset. Only sizes
-// matter there.
-struct Described {
-  TrainConfig config;
-  ImageSize images;
-};
-Described describe(const std::string& what, const ConfigFlags& flags);
+// What `tape` and `audit` are asked about: a run folder, or a model by name with the sizes of its preset. Made without
+// data: only sizes matter there.
+std::unique_ptr<Task> describe(const std::string& what, const ConfigFlags& flags);
+
+// "vqvae, ae, ...", for help texts.
+std::string model_list();
 
 }  // namespace sg::tools

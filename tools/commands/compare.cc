@@ -20,7 +20,7 @@ CompareRequest request_of(const CompareArguments& a) {
   CompareRequest request;
   ComparisonSettings& s = request.settings;
   if (!a.config.empty()) s = read_comparison(a.config);
-  if (!a.model.empty()) s.base.model = a.model;
+  if (!a.model.empty()) s.base = with_model(s.base, a.model);
   s.base = a.flags->over(s.base);
   validate(s.base);
   if (a.seeds_option->count() > 0) s.seeds = a.seeds;
@@ -49,7 +49,7 @@ void add_compare(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "compare", "Train with some settings varied, over several seeds: a table with intervals, and curves.");
   const auto a = std::make_shared<CompareArguments>();
-  command->add_option("model", a->model, "architecture: vqvae (the default)");
+  command->add_option("model", a->model, fmt::format("architecture: {}; vqvae where none is given", model_list()));
   command
       ->add_option("--vary", a->vary,
                    "KEY=VALUE,VALUE,...: a setting of `train` and its values; may be given again, for all\n"
@@ -73,7 +73,7 @@ void add_compare(CLI::App& app) {
   command->add_flag("--list", a->list, "say which runs there are and what is done of them, and stop");
   command->add_flag("--pictures", a->pictures, "reconstructions and curves of each run, too");
   a->flags = std::make_unique<ConfigFlags>(
-      *command, std::vector<std::string_view>{"Model", "Data", "Quantizer", "Training", "Run"});
+      *command, std::vector<std::string_view>{"Model", "Data", "Quantizer", "Training", "Run"}, "model");
   command->footer(
       "All runs of a seed have the same data, initial weights and batches.\n"
       "Examples:\n"

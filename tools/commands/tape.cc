@@ -1,8 +1,10 @@
 // tape: the instructions of a model, as text or as a graph.
+#include <fmt/ranges.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "core/error.h"
@@ -60,28 +62,23 @@ std::string to_svg(const std::string& dot) {
 }
 
 void show_tape(const TapeArguments& a) {
-  const auto [config, images] = describe(a.what, *a.flags);
-  VqVae model(model_config(config, images));
-  VqVaeTraining training(model);
+  const std::unique_ptr<Task> task = describe(a.what, *a.flags);
   Tape tape;
   std::vector<Value> roots;  // none: the whole tape is shown
-  if (a.part == "evaluate") {
-    build_evaluation(tape, model, config.batch);
-  } else if (a.part == "encode") {
-    build_encode(tape, model, config.batch);
-  } else if (a.part == "decode") {
-    build_decode(tape, model, config.batch);
+  if (a.part == "forward" || a.part == "step") {
+    const TaskStep step = task->record(tape, IfUnreachable::error);
+    if (a.part == "forward") roots = step.forward;
   } else {
-    const TrainStep step = build_train_step(tape, training);
-    if (a.part == "forward") {
-      roots = {step.total, step.reconstruction};
-      for (const LossTerm& term : step.quantized.losses) roots.push_back(term.value);
-    }
+    const std::vector<std::string> parts = task->parts();
+    if (std::find(parts.begin(), parts.end(), a.part) == parts.end())
+      fail(ErrorKind::usage, "tape: {} has no part '{}'; it has: forward, step{}{}", task->config().model, a.part,
+           parts.empty() ? "" : ", ", fmt::join(parts, ", "));
+    task->record_part(tape, a.part);
   }
   const std::vector<std::int32_t> shown = roots.empty() ? all_instructions(tape) : instructions_behind(tape, roots);
 
-  std::string text =
-      a.format == "text" ? to_text(tape, shown) : to_dot(tape, shown, fmt::format("{} ({})", config.model, a.part));
+  std::string text = a.format == "text" ? to_text(tape, shown)
+                                        : to_dot(tape, shown, fmt::format("{} ({})", task->config().model, a.part));
   if (a.format == "svg") text = to_svg(text);
   if (a.out.empty()) {
     std::fwrite(text.data(), 1, text.size(), stdout);
@@ -97,18 +94,18 @@ void add_tape(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "tape", "Show the instructions that a model records: text, or a graph in which stop-gradients stand out.");
   const auto a = std::make_shared<TapeArguments>();
-  command->add_option("WHAT", a->what, "model (vqvae) or run folder")->required();
+  command->add_option("WHAT", a->what, fmt::format("model ({}) or run folder", model_list()))->required();
   command->add_option("--format", a->format, "text, dot or svg (needs graphviz)")
       ->check(CLI::IsMember({"text", "dot", "svg"}))
       ->capture_default_str();
   command
       ->add_option("--part", a->part,
                    "forward (what the losses are made of), step (gradients, optimizer and all), "
-                   "evaluate, encode or decode")
-      ->check(CLI::IsMember({"forward", "step", "evaluate", "encode", "decode"}))
+                   "or what else the model has (vqvae: evaluate, encode, decode)")
       ->capture_default_str();
   command->add_option("--out", a->out, "file to write; without it the standard output");
-  a->flags = std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Model", "Quantizer", "Training"});
+  a->flags =
+      std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Model", "Quantizer", "Training"}, "WHAT");
   command->footer(
       "Examples:\n"
       "  stopgrad tape vqvae --estimator rotation\n"

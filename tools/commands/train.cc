@@ -16,13 +16,14 @@ struct TrainArguments {
 };
 
 TrainRequest new_run(const TrainArguments& a) {
-  TrainConfig base;
-  if (a.config.empty()) {
-    if (a.model.empty()) fail(ErrorKind::usage, "train: which model? For example: stopgrad train vqvae");
-  } else {
+  if (a.config.empty() && a.model.empty())
+    fail(ErrorKind::usage, "train: which model? For example: stopgrad train vqvae (there are: {})", model_list());
+  TrainConfig base = default_config(a.model.empty() ? "vqvae" : a.model);
+  if (!a.config.empty()) {
     base = read_config(a.config, base);
+    if (!a.model.empty() && base.model != a.model)
+      fail(ErrorKind::usage, "train: {} is of {}, not of {}", a.config, base.model, a.model);
   }
-  if (!a.model.empty()) base.model = a.model;
   TrainRequest request;
   request.config = a.flags->over(base);
   request.out = a.out;
@@ -47,7 +48,7 @@ TrainRequest resumed_run(const TrainArguments& a) {
   TrainConfig config = a.flags->over(saved);
   validate(config);
   for (const ConfigField& field : config_fields())
-    if (!field.resume_may_change && text_of(config, field) != text_of(saved, field))
+    if (has_field(saved.model, field) && !field.resume_may_change && text_of(config, field) != text_of(saved, field))
       fail(ErrorKind::usage, "train: {} is {} in {}; a resumed run cannot change it to {}", flag_of(field),
            text_of(saved, field), folder.config().string(), text_of(config, field));
   TrainRequest request;
@@ -62,10 +63,12 @@ TrainRequest resumed_run(const TrainArguments& a) {
 }  // namespace
 
 void add_train(CLI::App& app) {
-  CLI::App* command = app.add_subcommand(
-      "train", "Train a model on images and write a run folder with checkpoint, metrics and pictures.");
+  CLI::App* command =
+      app.add_subcommand("train", "Train a model and write a run folder with checkpoint, metrics and pictures.");
   const auto a = std::make_shared<TrainArguments>();
-  command->add_option("model", a->model, "architecture: vqvae");
+  std::string models = "architecture; `train MODEL --help` shows its settings:";
+  for (const TaskDef& def : task_table()) models += fmt::format("\n{:<14} {}", def.name, def.summary);
+  command->add_option("model", a->model, models);
   command->add_option("--out", a->out,
                       "run folder to make; it must not exist or be empty. Without it: runs/MODEL-001, -002, ...");
   command->add_option("--config", a->config, "take settings from a TOML file (a run's config.toml); flags go over it");
@@ -75,7 +78,7 @@ void add_train(CLI::App& app) {
   command->add_flag("--allow-untrained", a->allow_untrained,
                     "train although the audit of the gradient flow found parameters that nothing trains");
   a->flags = std::make_unique<ConfigFlags>(
-      *command, std::vector<std::string_view>{"Model", "Data", "Quantizer", "Training", "Run"});
+      *command, std::vector<std::string_view>{"Model", "Data", "Quantizer", "Training", "Run"}, "model");
   command->footer(
       "Examples:\n"
       "  stopgrad train vqvae                                          Fashion-MNIST, 2000 steps\n"

@@ -1,13 +1,12 @@
 // evaluate, encode, decode: what a trained model is used for.
 #include <algorithm>
-#include <cmath>
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
 #include "core/program.h"
 #include "tools/commands/commands.h"
 #include "tools/data/loader.h"
-#include "tools/evaluation.h"
 #include "tools/images.h"
 #include "tools/npy.h"
 #include "tools/session.h"
@@ -22,47 +21,50 @@ struct UseArguments {
   std::unique_ptr<ConfigFlags> flags;
 };
 
-// The run with --backend and --threads of this command line, its backend started.
-LoadedRun open_run(const UseArguments& a, Backend** backend) {
-  LoadedRun run = load_run(a.run);
-  run.config = a.flags->over(run.config);
-  validate(run.config);
-  *backend = &start_backend(run.config);
-  return run;
+// The run with the settings of this command line, its backend started. data: null where none are needed.
+struct OpenedRun {
+  RestoredTask run;
+  Backend& backend;
+  Task& task() const { return *run.task; }
+};
+OpenedRun open_run(const UseArguments& a, DataCache* data) {
+  RestoredTask run = restore_task(
+      a.run,
+      [&](const TrainConfig& saved) {
+        TrainConfig config = a.flags->over(saved);
+        config.epochs = 0;  // the length of the run does not matter any more, and --limit may have made it none
+        return config;
+      },
+      data);
+  Backend& backend = start_backend(run.task->config());
+  return {std::move(run), backend};
 }
 
 void evaluate(const UseArguments& a) {
-  Backend* backend = nullptr;
-  const LoadedRun run = open_run(a, &backend);
-  const Dataset data = load_dataset(data_options(run.config));
-  if (size_of(data.test) != run.images)
-    fail(ErrorKind::io, "the run in {} is for images of {}; the test images of {} are {}", a.run, to_string(run.images),
-         data.name, to_string(size_of(data.test)));
-  const EvaluationResult r = evaluate_model(*run.model, data.test, run.config.batch, *backend);
-  if (a.json) {
-    const nlohmann::ordered_json out = {{"run", a.run},
-                                        {"step", run.step},
-                                        {"data", data.name},
-                                        {"images", r.images},
-                                        {"mse", r.mse},
-                                        {"psnr", r.psnr},
-                                        {"codes", r.codes},
-                                        {"usage", r.usage},
-                                        {"perplexity", r.perplexity},
-                                        {"relative_error", r.relative_error},
-                                        {"quantization_mse", r.quantization_mse},
-                                        {"seconds", r.seconds}};
-    fmt::print("{}\n", out.dump(2));
+  DataCache data;
+  const OpenedRun opened = open_run(a, &data);
+  const auto start = std::chrono::steady_clock::now();
+  const std::vector<Figure> figures = opened.task().evaluate(opened.backend);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (!a.json) {
+    fmt::print("{} at step {}, on {}:\n{}", a.run, opened.run.step, opened.task().evaluated_on(), to_text(figures));
+    fmt::print("  {:<20} {:.1f} s\n", "time", seconds);
     return;
   }
-  fmt::print("{} at step {}, on all {} test images of {}:\n", a.run, run.step, r.images, data.name);
-  fmt::print("  reconstruction MSE   {:.6f}   (mean over pixels of images in [0,1])\n", r.mse);
-  fmt::print("  PSNR                 {:.2f} dB\n", r.psnr);
-  fmt::print("  codes used           {:.0f} of {} ({:.1f} %)\n", std::round(r.usage * static_cast<double>(r.codes)),
-             r.codes, 100 * r.usage);
-  fmt::print("  perplexity           {:.1f}\n", r.perplexity);
-  fmt::print("  relative error       {:.4f}   (mean of |z-q|^2 / |z|^2)\n", r.relative_error);
-  fmt::print("  time                 {:.1f} s\n", r.seconds);
+  nlohmann::ordered_json out = {{"run", a.run}, {"step", opened.run.step}, {"model", opened.task().config().model}};
+  if (has_field(opened.task().config().model, *find_field("data"))) out["data"] = opened.task().config().data;
+  for (const Figure& figure : figures) out[figure.key] = figure.value;
+  out["seconds"] = seconds;
+  fmt::print("{}\n", out.dump(2));
+}
+
+// What a run turns data into tokens with, and the images that it does it for.
+const Tokenizer& tokenizer_of(const UseArguments& a, const Task& task, std::string_view command, ImageSize& images) {
+  const Tokenizer* tokenizer = task.tokenizer();
+  if (tokenizer == nullptr || !parse_image_size(task.data_shape(), images))
+    fail(ErrorKind::usage, "{}: {} is a run of {}, which makes no tokens of images", command, a.run,
+         task.config().model);
+  return *tokenizer;
 }
 
 bool is_idx(const std::filesystem::path& path) {
@@ -99,15 +101,16 @@ ImageSet images_to_encode(const UseArguments& a, const ImageSize& size) {
 }
 
 void encode(const UseArguments& a) {
-  Backend* backend = nullptr;
-  const LoadedRun run = open_run(a, &backend);
-  const ImageSet images = images_to_encode(a, run.images);
-  const std::int64_t batch = std::min(run.config.batch, images.count);
+  const OpenedRun run = open_run(a, nullptr);
+  ImageSize size;
+  const Tokenizer& tokenizer = tokenizer_of(a, run.task(), "encode", size);
+  const ImageSet images = images_to_encode(a, size);
+  const std::int64_t batch = std::min(run.task().config().batch, images.count);
   Tape tape;
-  const Encoding encoding = build_encode(tape, *run.model, batch);
-  Program program = compile(tape, {encoding.tokens}, *backend);
+  const Encoding encoding = tokenizer.encode(tape, batch);
+  Program program = compile(tape, {encoding.tokens}, run.backend);
   Tensor pixels(encoding.images.type()), some(encoding.tokens.type());
-  const Shape all = run.model->token_shape(images.count);
+  const Shape all = tokenizer.token_shape(images.count);
   Tensor tokens({DType::i32, all});
   const auto per_image = static_cast<std::size_t>(all.elements() / images.count);
   std::vector<std::int32_t> indices(static_cast<std::size_t>(batch));
@@ -125,18 +128,18 @@ void encode(const UseArguments& a) {
   }
   write_npy(a.out, tokens);
   fmt::print("{} images -> {}: i32{} tokens in 0..{}\n", images.count, a.out, to_string(tokens.shape()),
-             run.model->quantizer().codes() - 1);
+             tokenizer.codes() - 1);
 }
 
 void decode(const UseArguments& a) {
-  Backend* backend = nullptr;
-  const LoadedRun run = open_run(a, &backend);
-  const VqVaeConfig& c = run.model->config();
-  const std::int64_t codes = run.model->quantizer().codes();
+  const OpenedRun run = open_run(a, nullptr);
+  ImageSize size;
+  const Tokenizer& tokenizer = tokenizer_of(a, run.task(), "decode", size);
+  const std::int64_t codes = tokenizer.codes();
   const Tensor tokens = read_npy(a.tokens);
   const Shape& s = tokens.shape();
-  if (tokens.dtype() != DType::i32 || s.rank() < 2 || s[0] < 1 || s != run.model->token_shape(s[0])) {
-    const Shape one = run.model->token_shape(1);
+  if (tokens.dtype() != DType::i32 || s.rank() < 2 || s[0] < 1 || s != tokenizer.token_shape(s[0])) {
+    const Shape one = tokenizer.token_shape(1);
     std::string wanted = "N";
     for (int i = 1; i < one.rank(); ++i) wanted += fmt::format(",{}", one[i]);
     fail(ErrorKind::io, "{} holds {}; the run in {} decodes i32[{}]", a.tokens, to_string(tokens.type()), a.run,
@@ -147,13 +150,13 @@ void decode(const UseArguments& a) {
     if (values[i] < 0 || values[i] >= codes)
       fail(ErrorKind::io, "{}: token {} is {}; the run in {} has codes 0 to {}", a.tokens, i, values[i], a.run,
            codes - 1);
-  if (c.channels != 1 && c.channels != 3)
-    fail(ErrorKind::usage, "decode: images of {} channels cannot be written as PNG", c.channels);
+  if (size.channels != 1 && size.channels != 3)
+    fail(ErrorKind::usage, "decode: images of {} channels cannot be written as PNG", size.channels);
 
-  const std::int64_t batch = std::min(run.config.batch, s[0]);
+  const std::int64_t batch = std::min(run.task().config().batch, s[0]);
   Tape tape;
-  const Decoding decoding = build_decode(tape, *run.model, batch);
-  Program program = compile(tape, {decoding.images, decoding.tokens_again}, *backend);
+  const Decoding decoding = tokenizer.decode(tape, batch);
+  Program program = compile(tape, {decoding.images, decoding.tokens_again}, run.backend);
   make_output_folder(a.out);
   Tensor some(decoding.tokens.type()), again(decoding.tokens.type()), images(decoding.images.type());
   const auto per_image = static_cast<std::size_t>(s.elements() / s[0]);
@@ -171,7 +174,7 @@ void decode(const UseArguments& a) {
     for (std::int64_t i = 0; i < here; ++i)
       save_png(std::filesystem::path(a.out) / fmt::format("{:05}.png", first + i), image_of(images, i));
   }
-  fmt::print("{} images of {} -> {}\n", s[0], to_string(run.images), a.out);
+  fmt::print("{} images of {} -> {}\n", s[0], to_string(size), a.out);
   if (differ == 0)
     fmt::print("quantizing their codes again gives the same {} tokens\n", values.size());
   else
@@ -182,8 +185,7 @@ void decode(const UseArguments& a) {
 }  // namespace
 
 void add_evaluate(CLI::App& app) {
-  CLI::App* command =
-      app.add_subcommand("evaluate", "Reconstruct the whole test set and print error, usage and perplexity.");
+  CLI::App* command = app.add_subcommand("evaluate", "Measure a trained model on all of its held-out data.");
   const auto a = std::make_shared<UseArguments>();
   command->add_option("RUN", a->run, "run folder")->required();
   command->add_flag("--json", a->json, "print JSON");
