@@ -247,7 +247,8 @@ TEST(Plot, DrawsCurvesAndSurvivesEmptyAndBadNumbers) {
   draw_panels({panel, panel, panel}, 2);
   panel.curves[0].y = {5, 5, 5};
   EXPECT_GT(ink(draw_panels({panel}, 1)), ink(none));
-  EXPECT_GT(draw_curves({}).pixels.size(), 0u);
+  EXPECT_GT(draw_curves({}, {}).pixels.size(), 0u);
+  EXPECT_GT(draw_curves({}, {{"loss", true, false, {{"loss", "total"}}}}).pixels.size(), 0u);
 }
 
 }  // namespace
