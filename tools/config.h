@@ -32,6 +32,11 @@ struct TrainConfig {
   double level_dropout = 0, dither = 0, phi = 0.5;
   std::vector<std::int64_t> grid, scales;
 
+  std::string tokens;
+  bool conditional = false;
+  std::int64_t dim = 128, layers = 4, attention_heads = 4;
+  double dropout = 0.1, corruption = 0;
+
   std::string optimizer = "adam", schedule = "constant";
   double lr = 3e-4, weight_decay = 0.0, clip = 0.0;
   std::int64_t warmup = 0, batch = 128, steps = 2000, epochs = 0;

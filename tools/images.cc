@@ -32,24 +32,43 @@ Image image_of(const Tensor& batch, std::int64_t i) {
   return out;
 }
 
+namespace {
+
+constexpr int kGap = 4;  // between cells, and around the whole
+
+// How often a pixel of images of this size is repeated.
+int enlarged(const Shape& s) { return std::max<int>(1, 84 / static_cast<int>(std::max(s[1], s[2]))); }
+
+void paste(const Image& cell, int scale, int left, int top, Image& out) {
+  for (int y = 0; y < cell.height * scale; ++y)
+    for (int x = 0; x < cell.width * scale; ++x)
+      std::copy_n(cell.at(x / scale, y / scale), cell.channels, out.at(left + x, top + y));
+}
+
+}  // namespace
+
+Image image_grid(const Tensor& images, int columns) {
+  const Shape& s = images.shape();
+  const int count = static_cast<int>(s[0]), scale = enlarged(s), cell_w = static_cast<int>(s[2]) * scale + kGap,
+            cell_h = static_cast<int>(s[1]) * scale + kGap;
+  Image out(std::min(columns, count) * cell_w + kGap, (count + columns - 1) / columns * cell_h + kGap,
+            static_cast<int>(s[3]), 255);
+  for (int i = 0; i < count; ++i)
+    paste(image_of(images, i), scale, kGap + i % columns * cell_w, kGap + i / columns * cell_h, out);
+  return out;
+}
+
 Image reconstruction_grid(const Tensor& originals, const Tensor& reconstructions, int columns) {
   SG_CHECK(originals.shape() == reconstructions.shape());
   const Shape& s = originals.shape();
-  const int count = static_cast<int>(s[0]), height = static_cast<int>(s[1]), width = static_cast<int>(s[2]),
-            channels = static_cast<int>(s[3]);
-  const int pairs = (count + columns - 1) / columns;
-  const int scale = std::max(1, 84 / std::max(height, width));
-  const int gap = 4, cell_w = width * scale + gap, cell_h = height * scale;
-  const int pair_h = 2 * cell_h + gap / 2 + 3 * gap;
-  Image out(columns * cell_w + gap, pairs * pair_h + gap, channels, 255);
-  for (int i = 0; i < count; ++i)
-    for (int below = 0; below < 2; ++below) {
-      Image cell = image_of(below == 0 ? originals : reconstructions, i);
-      const int left = gap + i % columns * cell_w, top = gap + i / columns * pair_h + below * (cell_h + gap / 2);
-      for (int y = 0; y < cell_h; ++y)
-        for (int x = 0; x < width * scale; ++x)
-          std::copy_n(cell.at(x / scale, y / scale), channels, out.at(left + x, top + y));
-    }
+  const int count = static_cast<int>(s[0]), scale = enlarged(s), cell_w = static_cast<int>(s[2]) * scale + kGap,
+            cell_h = static_cast<int>(s[1]) * scale, pair_h = 2 * cell_h + kGap / 2 + 3 * kGap;
+  Image out(columns * cell_w + kGap, (count + columns - 1) / columns * pair_h + kGap, static_cast<int>(s[3]), 255);
+  for (int i = 0; i < count; ++i) {
+    const int left = kGap + i % columns * cell_w, top = kGap + i / columns * pair_h;
+    paste(image_of(originals, i), scale, left, top, out);
+    paste(image_of(reconstructions, i), scale, left, top + cell_h + kGap / 2, out);
+  }
   return out;
 }
 

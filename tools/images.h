@@ -19,10 +19,13 @@ struct Image {
         height(h),
         channels(c),
         pixels(static_cast<std::size_t>(w) * static_cast<std::size_t>(h) * static_cast<std::size_t>(c), fill) {}
-  std::uint8_t* at(int x, int y) {
-    return pixels.data() +
-           (static_cast<std::size_t>(y) * static_cast<std::size_t>(width) + static_cast<std::size_t>(x)) *
-               static_cast<std::size_t>(channels);
+  std::uint8_t* at(int x, int y) { return pixels.data() + offset(x, y); }
+  const std::uint8_t* at(int x, int y) const { return pixels.data() + offset(x, y); }
+
+ private:
+  std::size_t offset(int x, int y) const {
+    return (static_cast<std::size_t>(y) * static_cast<std::size_t>(width) + static_cast<std::size_t>(x)) *
+           static_cast<std::size_t>(channels);
   }
 };
 
@@ -31,6 +34,9 @@ void save_png(const std::filesystem::path& path, const Image& image);
 
 // Image i of a batch (N,H,W,C) in [0,1], values outside clamped, C of 1 or 3.
 Image image_of(const Tensor& batch, std::int64_t i);
+
+// Images (N,H,W,C) in their order, `columns` a row, enlarged by a whole factor so that small images can be seen.
+Image image_grid(const Tensor& images, int columns);
 
 // Pairs of rows: originals, below each its reconstruction, enlarged by a whole factor so that small images can be seen.
 // Both (N,H,W,C); `columns` images a row.

@@ -36,6 +36,8 @@ int run_program(int argc, const char* const* argv) {
   add_evaluate(app);
   add_encode(app);
   add_decode(app);
+  add_tokenize(app);
+  add_sample(app);
   add_tape(app);
   add_audit(app);
   add_compare(app);

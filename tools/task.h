@@ -24,6 +24,7 @@
 #include "core/autodiff.h"
 #include "core/backend.h"
 #include "core/program.h"
+#include "models/sampling.h"
 #include "models/statistics.h"
 #include "models/vqvae_training.h"
 #include "tools/config.h"
@@ -111,6 +112,10 @@ class Task {
     return (void)folder, (void)backend, std::vector<std::string>{};
   }
   virtual const Tokenizer* tokenizer() const { return nullptr; }
+  // Of a model of tokens: what makes so many new sequences at once. The task outlives it.
+  virtual std::unique_ptr<TokenGenerator> generator(std::int64_t sequences, Backend& backend) {
+    return (void)sequences, (void)backend, nullptr;
+  }
 
  private:
   TrainConfig config_;

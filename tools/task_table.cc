@@ -8,6 +8,7 @@
 
 namespace sg::tools {
 
+TaskDef prior_task();
 TaskDef vqvae_task();
 
 namespace {
@@ -15,6 +16,7 @@ namespace {
 std::vector<TaskDef>& rows() {
   static std::vector<TaskDef> table{
       vqvae_task(),
+      prior_task(),
   };
   return table;
 }

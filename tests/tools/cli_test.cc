@@ -137,7 +137,7 @@ TEST(Cli, DecodeRefusesTokensOfAnotherRun) {
   };
   refused(Tensor({DType::i32, {3, 4, 4}}), "i32[N,2,2]");
   refused(Tensor({DType::f32, {3, 2, 2}}), "i32[N,2,2]");
-  refused(Tensor::of<std::int32_t>({1, 2, 2}, {0, 16, 0, 0}), "token 1 is 16; the run in");
+  refused(Tensor::of<std::int32_t>({1, 2, 2}, {0, 16, 0, 0}), "token 1 is 16; this model has codes");
   refused(Tensor::of<std::int32_t>({1, 2, 2}, {0, -1, 0, 0}), "token 1 is -1");
   expect_fails(
       "decode " + run + " " + folder.write("bad.npy", "nonsense").string() + " --out " + (folder / "out").string(), 1,

@@ -15,6 +15,8 @@ void add_train(CLI::App& app);
 void add_evaluate(CLI::App& app);
 void add_encode(CLI::App& app);
 void add_decode(CLI::App& app);
+void add_tokenize(CLI::App& app);
+void add_sample(CLI::App& app);
 void add_tape(CLI::App& app);
 void add_audit(CLI::App& app);
 void add_compare(CLI::App& app);

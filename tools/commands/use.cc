@@ -10,6 +10,7 @@
 #include "tools/images.h"
 #include "tools/npy.h"
 #include "tools/session.h"
+#include "tools/tokenizing.h"
 
 namespace sg::tools {
 namespace {
@@ -105,27 +106,7 @@ void encode(const UseArguments& a) {
   ImageSize size;
   const Tokenizer& tokenizer = tokenizer_of(a, run.task(), "encode", size);
   const ImageSet images = images_to_encode(a, size);
-  const std::int64_t batch = std::min(run.task().config().batch, images.count);
-  Tape tape;
-  const Encoding encoding = tokenizer.encode(tape, batch);
-  Program program = compile(tape, {encoding.tokens}, run.backend);
-  Tensor pixels(encoding.images.type()), some(encoding.tokens.type());
-  const Shape all = tokenizer.token_shape(images.count);
-  Tensor tokens({DType::i32, all});
-  const auto per_image = static_cast<std::size_t>(all.elements() / images.count);
-  std::vector<std::int32_t> indices(static_cast<std::size_t>(batch));
-  for (std::int64_t first = 0; first < images.count; first += batch) {
-    const std::int64_t here = std::min(batch, images.count - first);
-    for (std::int64_t i = 0; i < batch; ++i)
-      indices[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i < here ? first + i : first);
-    copy_images(images, indices, pixels);
-    program.feed(encoding.images, pixels);
-    program.run();
-    program.fetch_into(encoding.tokens, some);
-    std::copy_n(
-        some.span<std::int32_t>().begin(), static_cast<std::size_t>(here) * per_image,
-        tokens.span<std::int32_t>().begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(first) * per_image));
-  }
+  const Tensor tokens = encode_images(tokenizer, images, run.task().config().batch, run.backend);
   write_npy(a.out, tokens);
   fmt::print("{} images -> {}: i32{} tokens in 0..{}\n", images.count, a.out, to_string(tokens.shape()),
              tokenizer.codes() - 1);
@@ -135,51 +116,20 @@ void decode(const UseArguments& a) {
   const OpenedRun run = open_run(a, nullptr);
   ImageSize size;
   const Tokenizer& tokenizer = tokenizer_of(a, run.task(), "decode", size);
-  const std::int64_t codes = tokenizer.codes();
-  const Tensor tokens = read_npy(a.tokens);
-  const Shape& s = tokens.shape();
-  if (tokens.dtype() != DType::i32 || s.rank() < 2 || s[0] < 1 || s != tokenizer.token_shape(s[0])) {
-    const Shape one = tokenizer.token_shape(1);
-    std::string wanted = "N";
-    for (int i = 1; i < one.rank(); ++i) wanted += fmt::format(",{}", one[i]);
-    fail(ErrorKind::io, "{} holds {}; the run in {} decodes i32[{}]", a.tokens, to_string(tokens.type()), a.run,
-         wanted);
-  }
-  const auto values = tokens.span<std::int32_t>();
-  for (std::size_t i = 0; i < values.size(); ++i)
-    if (values[i] < 0 || values[i] >= codes)
-      fail(ErrorKind::io, "{}: token {} is {}; the run in {} has codes 0 to {}", a.tokens, i, values[i], a.run,
-           codes - 1);
   if (size.channels != 1 && size.channels != 3)
     fail(ErrorKind::usage, "decode: images of {} channels cannot be written as PNG", size.channels);
-
-  const std::int64_t batch = std::min(run.task().config().batch, s[0]);
-  Tape tape;
-  const Decoding decoding = tokenizer.decode(tape, batch);
-  Program program = compile(tape, {decoding.images, decoding.tokens_again}, run.backend);
+  const Tensor tokens = read_npy(a.tokens);
+  const DecodedImages decoded = decode_tokens(tokenizer, tokens, run.task().config().batch, run.backend, a.tokens);
   make_output_folder(a.out);
-  Tensor some(decoding.tokens.type()), again(decoding.tokens.type()), images(decoding.images.type());
-  const auto per_image = static_cast<std::size_t>(s.elements() / s[0]);
-  std::size_t differ = 0;
-  for (std::int64_t first = 0; first < s[0]; first += batch) {
-    const std::int64_t here = std::min(batch, s[0] - first);
-    const std::size_t count = static_cast<std::size_t>(here) * per_image;
-    const auto part = values.subspan(static_cast<std::size_t>(first) * per_image, count);
-    std::copy(part.begin(), part.end(), some.span<std::int32_t>().begin());
-    program.feed(decoding.tokens, some);
-    program.run();
-    program.fetch_into(decoding.images, images);
-    program.fetch_into(decoding.tokens_again, again);
-    for (std::size_t i = 0; i < count; ++i) differ += again.span<std::int32_t>()[i] != part[i];
-    for (std::int64_t i = 0; i < here; ++i)
-      save_png(std::filesystem::path(a.out) / fmt::format("{:05}.png", first + i), image_of(images, i));
-  }
-  fmt::print("{} images of {} -> {}\n", s[0], to_string(size), a.out);
-  if (differ == 0)
-    fmt::print("quantizing their codes again gives the same {} tokens\n", values.size());
+  const std::int64_t n = tokens.shape()[0];
+  for (std::int64_t i = 0; i < n; ++i)
+    save_png(std::filesystem::path(a.out) / fmt::format("{:05}.png", i), image_of(decoded.images, i));
+  fmt::print("{} images of {} -> {}\n", n, to_string(size), a.out);
+  if (decoded.differ == 0)
+    fmt::print("quantizing their codes again gives the same {} tokens\n", tokens.elements());
   else
     fmt::print("quantizing their codes again gives other tokens for {} of {}: some codes of this codebook coincide\n",
-               differ, values.size());
+               decoded.differ, tokens.elements());
 }
 
 }  // namespace
