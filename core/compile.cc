@@ -80,8 +80,43 @@ std::size_t storage_bytes(const Backend& b, const TensorType& t) {
 bool is_leaf(Role r) { return r == Role::input || r == Role::constant || r == Role::read; }
 bool is_alias(Role r) { return r == Role::alias || r == Role::after || r == Role::stop_gradient; }
 
+// The first instruction after which none can fail while it runs: those that look things up by an index can.
+std::int32_t first_safe(const Tape& tape) {
+  std::int32_t first = 0;
+  for (std::int32_t i = 0; i < static_cast<std::int32_t>(tape.instrs().size()); ++i) {
+    const Instr& instr = tape.instrs()[ix(i)];
+    const OpDef& def = op_def(instr.op);
+    const bool takes_indices =
+        std::any_of(instr.inputs.begin(), instr.inputs.end(), [&](auto v) { return tape.type(v).dtype == DType::i32; });
+    if (takes_indices && def.role == Role::plain && !def.elementwise && !def.moves) first = i + 1;
+  }
+  return first;
+}
+
+// Per value, the reading of the variable whose new value it is and over which it may be written as soon as it is known;
+// -1 for none. A step that fails must leave every variable as it was, so nothing that can fail may come later.
+std::vector<std::int32_t> direct_commits(const Program::Impl& p, std::span<const std::int32_t> last) {
+  const Tape& tape = *p.tape;
+  std::vector<std::int32_t> read_of(tape.variables().size(), -1), reading(ix(tape.value_count()), -1);
+  if (p.options.check_finite) return reading;
+  const auto variable = [](const Instr& instr) { return static_cast<std::size_t>(instr.attrs.i("variable")); };
+  for (const Instr& instr : tape.instrs())
+    if (op_def(instr.op).role == Role::read) read_of[variable(instr)] = instr.outputs[0];
+  const std::vector<std::int32_t> uses = use_counts(tape, p.fetches);
+  const std::int32_t safe = first_safe(tape);
+  for (const Instr& instr : tape.instrs()) {
+    if (op_def(instr.op).role != Role::assign) continue;
+    const std::int32_t v = instr.inputs[0], read = read_of[variable(instr)];
+    const std::int32_t maker = tape.producer(v);
+    if (read >= 0 && uses[ix(v)] == 1 && maker >= safe && last[ix(read)] == maker &&
+        p.backend->host_memory(tape.type(v).dtype))
+      reading[ix(v)] = read;
+  }
+  return reading;
+}
+
 // Gives every value a storage. Aliases share their source's; an elementwise output may take over the place of an input
-// that nothing needs afterwards.
+// that nothing needs afterwards, and a variable's new value that of the old one.
 void assign_storage(Program::Impl& p, bool reuse_in_place, bool keep_all) {
   const Tape& tape = *p.tape;
   const auto instrs = tape.instrs();
@@ -103,6 +138,7 @@ void assign_storage(Program::Impl& p, bool reuse_in_place, bool keep_all) {
     if (op_def(instr.op).role == Role::assign) last[ix(root[ix(instr.inputs[0])])] = end;
   for (std::int32_t v : p.fetches) last[ix(root[ix(v)])] = end;
   if (keep_all) std::fill(last.begin(), last.end(), end);
+  const std::vector<std::int32_t> over = direct_commits(p, last);
 
   for (std::int32_t i = 0; i < end; ++i) {
     const Instr& instr = instrs[ix(i)];
@@ -114,6 +150,14 @@ void assign_storage(Program::Impl& p, bool reuse_in_place, bool keep_all) {
         continue;
       }
       const std::size_t bytes = storage_bytes(*p.backend, tape.type(v));
+      if (reuse_in_place && over[ix(v)] >= 0) {
+        const auto in = std::find(instr.inputs.begin(), instr.inputs.end(), over[ix(v)]) - instr.inputs.begin();
+        if (in < static_cast<std::ptrdiff_t>(instr.inputs.size()) &&
+            p.backend->in_place(tape, instr, static_cast<int>(in), static_cast<int>(k))) {
+          p.storage_of[ix(v)] = p.storage_of[ix(over[ix(v)])];
+          continue;
+        }
+      }
       if (reuse_in_place && !is_leaf(role)) {
         for (std::size_t in = 0; in < instr.inputs.size() && p.storage_of[ix(v)] < 0; ++in) {
           const std::int32_t from = instr.inputs[in];
@@ -213,6 +257,9 @@ void place_storage(Program::Impl& p, bool plan) {
 // Commits are made one after the other: a value that lives in a variable's own buffer, or a fetch of one, is copied
 // first.
 void plan_commits(Program::Impl& p) {
+  const auto direct = [&p](const Program::Impl::Commit& c) {
+    return p.storages[ix(p.storage_of[ix(c.value)])].data == c.variable->data();
+  };
   for (const Instr& instr : p.tape->instrs())
     if (op_def(instr.op).role == Role::assign) p.commits.push_back({p.tape->variable_of(instr), instr.inputs[0]});
   auto stage = [&](std::int32_t value) {
@@ -224,7 +271,8 @@ void plan_commits(Program::Impl& p) {
     p.staged.emplace(value, copy);
   };
   if (p.commits.empty()) return;
-  for (const auto& c : p.commits) stage(c.value);
+  for (const auto& c : p.commits)
+    if (!direct(c)) stage(c.value);
   for (std::int32_t v : p.fetches) stage(v);
 }
 

@@ -100,7 +100,8 @@ void Program::Impl::check_guards() const {
 void Program::Impl::commit() {
   for (const Stage& s : stages) std::memcpy(s.dst, s.src, storages[ix(storage_of[ix(s.value)])].bytes);
   for (const Commit& c : commits) {
-    backend->download(c.variable->data(), readable(c.value), c.variable->type());
+    if (const void* from = readable(c.value); from != c.variable->data())  // else it was written there at once
+      backend->download(c.variable->data(), from, c.variable->type());
     c.variable->touch();
   }
 }

@@ -12,6 +12,8 @@ namespace {
 using Layout = RowProgram::Layout;
 using Kind = RowProgram::Kind;
 
+constexpr std::int64_t kLongValue = 65536;
+
 std::size_t ix(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 struct Space {
@@ -34,6 +36,18 @@ std::optional<Layout> layout_under(const Shape& t, const Shape& s, const Space& 
   if (t.elements() == space.columns && columns_of(t) == space.columns) return Layout::column;
   if (t.elements() == space.rows && columns_of(t) == 1 && t.rank() == s.rank()) return Layout::row;
   return std::nullopt;
+}
+
+// With one column, a number per row is one per element, and one per column a single one.
+void make_narrow_flat(RowProgram& p) {
+  for (auto& reg : p.registers) {
+    if (reg.layout == Layout::row) reg.layout = Layout::full;
+    if (reg.layout == Layout::column) reg.layout = Layout::scalar;
+  }
+  for (auto& op : p.code) {
+    if (op.kind == Kind::reduce_row) op.kind = Kind::expand;
+    if (op.kind == Kind::reduce_columns) op.kind = Kind::reduce_all;
+  }
 }
 
 class Fuser {
@@ -261,13 +275,10 @@ class Fuser {
     stack_.push_back(g);
   }
   bool search_for(int target) {
-    const int first = *std::min_element(members_[ix(target)].begin(), members_[ix(target)].end());
     while (!stack_.empty()) {
       const int g = stack_.back();
       stack_.pop_back();
       if (g == target) return true;
-      // Nothing made wholly before the target's first member can depend on it.
-      if (*std::max_element(members_[ix(g)].begin(), members_[ix(g)].end()) < first) continue;
       for (int m : members_[ix(g)])
         for (std::int32_t v : at(m).inputs)
           if (group_of_value(v) != g) push(group_of_value(v));
@@ -293,10 +304,19 @@ class Fuser {
 };
 
 Rewritten Fuser::emit() {
-  // Groups of a single op, or of aliases alone, gain nothing.
+  // Groups of a single op, or of aliases alone, gain nothing; but a long elementwise op is a program like any other.
+  const auto worth_it = [&](std::size_t g) {
+    std::int64_t ops = 0;
+    bool is_long = false;
+    for (int m : members_[g]) {
+      if (is_alias(m)) continue;
+      ++ops;
+      is_long = op_def(at(m).op).elementwise && type(at(m).outputs[0]).shape.elements() >= kLongValue;
+    }
+    return ops > 1 || is_long;
+  };
   for (std::size_t g = 0; g < members_.size(); ++g) {
-    const auto ops = std::count_if(members_[g].begin(), members_[g].end(), [&](int m) { return !is_alias(m); });
-    if (real_group(static_cast<int>(g)) && ops < 2) {
+    if (real_group(static_cast<int>(g)) && !worth_it(g)) {
       space_[g] = {};
       const std::vector<int> members = members_[g];
       members_[g].clear();
@@ -467,6 +487,7 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
     types.push_back(type(l.value).shape.rank());
     for (std::int64_t d : type(l.value).shape) types.push_back(d);
   }
+  if (p.columns == 1) make_narrow_flat(p);
   // Without rows to speak of the space is one long row, which can be cut anywhere.
   const bool flat = std::all_of(p.registers.begin(), p.registers.end(), [](const auto& reg) {
     return reg.layout == Layout::full || reg.layout == Layout::scalar;

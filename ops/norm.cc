@@ -47,7 +47,7 @@ Value shifted(Value x) { return x - stop_gradient(max(x, {-1}, true)); }
 
 std::vector<Value> decompose_softmax(Tape&, std::span<const Value> in, const Attrs&) {
   const Value e = exp(shifted(in[0]));
-  return {e / sum(e, {-1}, true)};
+  return {e * (1.0 / sum(e, {-1}, true))};
 }
 
 std::vector<Value> vjp_softmax(const VjpCtx& ctx) {

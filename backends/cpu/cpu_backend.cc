@@ -64,7 +64,14 @@ class CpuBackend final : public Backend {
   }
   bool row_op(const Tape& tape, const Instr& instr) const override { return has_row_kernel(tape, instr); }
   Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override {
-    return fuse_conv_bias(tape, keep);
+    Rewritten rows = compose_rows(tape);
+    if (rows.tape == nullptr) return fuse_conv_bias(tape, keep);
+    std::vector<std::int32_t> kept;
+    for (const std::int32_t v : keep) kept.push_back(rows.map[static_cast<std::size_t>(v)]);
+    Rewritten convs = fuse_conv_bias(*rows.tape, kept);
+    if (convs.tape == nullptr) return rows;
+    convs.map = compose(rows.map, convs.map);
+    return convs;
   }
 
   // Subnormal numbers count as zero while steps run, as inputs and as results. An average that decays (the sums of a

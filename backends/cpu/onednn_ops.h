@@ -12,6 +12,9 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx);  // conv2d and conv2d_bias
 std::unique_ptr<Step> lower_conv2d_transpose(LowerCtx& ctx);
 std::unique_ptr<Step> lower_conv2d_weight_grad(LowerCtx& ctx);
 
+// Softmax and its like as compositions, where generated row programs take them. A null tape where nothing changed.
+Rewritten compose_rows(const Tape& tape);
+
 // conv2d, add of a bias (O), relu -> conv2d_bias, where nobody else uses what lies between.
 Rewritten fuse_conv_bias(const Tape& tape, std::span<const std::int32_t> keep);
 

@@ -20,11 +20,19 @@ std::atomic<bool>& generation_on() {
 std::unique_ptr<RowJit> RowJit::make([[maybe_unused]] const RowProgram& program,
                                      [[maybe_unused]] const RowMemory& memory) {
 #ifdef SG_ROW_JIT
-  const std::string isa = isa_name();
-  if (code_generation() && program.rows > 0 && program.columns > 0 && (isa == "avx512" || isa == "avx2"))
-    return jit::make_program(program, memory, isa == "avx512");
+  if (has_generator() && program.rows > 0 && program.columns > 0)
+    return jit::make_program(program, memory, isa_name() == "avx512");
 #endif
   return nullptr;
+}
+
+bool has_generator() {
+#ifdef SG_ROW_JIT
+  const std::string isa = isa_name();
+  return code_generation() && (isa == "avx512" || isa == "avx2");
+#else
+  return false;
+#endif
 }
 
 void set_code_generation(bool on) { generation_on() = on; }

@@ -38,6 +38,12 @@ class RowJit {
   virtual std::string detail() const = 0;  // "avx512, 1312 bytes"
 };
 
+// Longer rows would lose digits in f32 sums, and leave the cache.
+constexpr std::int64_t kMaxGeneratedColumns = 4096;
+
+// Whether the instruction set in use has a generator and it is switched on.
+bool has_generator();
+
 // Off: row programs are interpreted, on any processor. For tests and comparisons; concerns what is lowered from now on.
 void set_code_generation(bool on);
 bool code_generation();

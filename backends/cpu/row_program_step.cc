@@ -4,6 +4,9 @@
 // Invariants: tiles and the chunks that threads take depend on the shapes alone, folds are combined in the order of the
 // chunks, so results are the same for any number of threads. run() allocates nothing.
 #include <omp.h>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -60,6 +63,13 @@ class Chunks {
   template <class F>
   void run(F&& f) const {
     const auto chunk = [&](Index c, int thread) {
+      struct Fence {
+        ~Fence() {
+#ifdef __SSE__
+          _mm_sfence();  // generated code may write past the caches
+#endif
+        }
+      } const fence;
       double* const sums = folds(c);
       std::fill_n(sums, fold_doubles_, 0.0);
       const Index end = std::min(pieces_, (c + 1) * per_chunk_);

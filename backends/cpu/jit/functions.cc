@@ -1,9 +1,11 @@
-// The code of each op. Functions are computed by the formulas of simd_math.inc, step for step.
+// The code of each op. Functions are computed by the formulas of simd_math.inc.
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <limits>
 
 #include "backends/cpu/jit/generator.h"
+#include "backends/cpu/jit/tables.h"
 
 namespace sg::cpu::jit {
 
@@ -11,10 +13,8 @@ bool generated(const RowKernel& kernel) {
   using simd::Unary;
   if (kernel.kind == RowKernel::binary) return static_cast<simd::Binary>(kernel.code) != simd::Binary::pow;
   if (kernel.kind != RowKernel::unary) return kernel.kind != RowKernel::none;
-  constexpr std::array known{Unary::log,        Unary::acos,   Unary::neg,   Unary::abs,     Unary::exp,  Unary::sqrt,
-                             Unary::rsqrt,      Unary::square, Unary::tanh,  Unary::sigmoid, Unary::silu, Unary::relu,
-                             Unary::leaky_relu, Unary::clamp,  Unary::round, Unary::floor,   Unary::sign};
-  return std::find(known.begin(), known.end(), static_cast<Unary>(kernel.code)) != known.end();
+  constexpr std::array missing{Unary::sin, Unary::cos};
+  return std::find(missing.begin(), missing.end(), static_cast<Unary>(kernel.code)) == missing.end();
 }
 
 void Generator::elementwise(const RowProgram::Op& op, const RowKernel& kernel, const Vec& y,
@@ -150,18 +150,31 @@ void Generator::unary(simd::Unary f, const RowProgram::Op& op, const Vec& y, con
       logistic(y, x);
       vmulps(y, y, x);
       return;
+    case Unary::erf:
+      error_function(y, x);
+      return;
+    case Unary::gelu:
+      gaussian_unit(y, x);
+      return;
+    case Unary::softplus:
+      soft_plus(y, x);
+      return;
     default:
       throw NotGenerated{};
   }
 }
 
-// The formulas of simd_math.inc, step for step. y may be x. Uses temporaries 0 to 2.
+// The formulas of simd_math.inc; AVX-512 has an instruction for the power of two. y may be x. Uses temporaries 0 to 2.
 void Generator::exponential(const Vec& y, const Vec& x) {
   const Vec c = temp(0), n = temp(1), k = temp(2);
   broadcast_number(k, 89.0f);
   vminps(c, k, x);
   broadcast_number(k, -104.5f);
   vmaxps(c, k, c);
+  if (plan_.wide) {
+    exponential_within(y);
+    return;
+  }
   broadcast_number(k, 12582912.0f);
   vmovaps(n, k);
   broadcast_number(y, 1.44269504f);
@@ -190,13 +203,28 @@ void Generator::exponential(const Vec& y, const Vec& x) {
   vmulps(y, n, y);
 }
 
+// AVX-512: y = e^c, c in temporary 0 and neither far above nor far below what has a float as result.
+void Generator::exponential_within(const Vec& y) {
+  const Vec c = temp(0), n = temp(1), k = temp(2);
+  vmulps(n, c, every_lane(1.44269504f));
+  vrndscaleps(n, n, 8);
+  vfnmadd231ps(c, n, every_lane(0.693359375f));
+  vfmadd231ps(c, n, every_lane(2.12194440e-4f));
+  polynomial(y, c, {0.001392617612f, 0.008363173075f, 0.04166655466f, 0.1666657703f, 0.5f, 1.0f, 1.0f}, k);
+  vscalefps(y, y, n);
+}
+
 // p = (...(c0 x + c1) x + ...) + cn
 void Generator::polynomial(const Vec& p, const Vec& x, std::initializer_list<float> coefficients, const Vec& scratch) {
   auto it = coefficients.begin();
   broadcast_number(p, *it++);
   for (; it != coefficients.end(); ++it) {
-    broadcast_number(scratch, *it);
-    vfmadd213ps(p, x, scratch);
+    if (plan_.wide) {
+      vfmadd213ps(p, x, every_lane(*it));
+    } else {
+      broadcast_number(scratch, *it);
+      vfmadd213ps(p, x, scratch);
+    }
   }
 }
 
@@ -239,7 +267,7 @@ void Generator::logistic(const Vec& y, const Vec& x) {
 }
 
 void Generator::logarithm(const Vec& y, const Vec& x) {
-  const Vec e = temp(0), p = temp(1), z = temp(2), k = temp(3);
+  const Vec e = temp(0), p = temp(1), z = temp(2);
   broadcast_number(e, 1.17549435e-38f);
   broadcast_number(p, 8388608.0f);
   vmulps(p, x, p);
@@ -247,6 +275,19 @@ void Generator::logarithm(const Vec& y, const Vec& x) {
   broadcast_number(p, 23.0f);
   vxorps(z, z, z);
   choose(p, 0x11, x, e, p, z);
+  logarithm_of_normal(y);
+  broadcast_number(e, std::numeric_limits<float>::infinity());
+  choose(p, 0x11, x, e, p, x);  // infinity and NaN
+  vxorps(e, e, e);
+  broadcast_number(z, -std::numeric_limits<float>::infinity());
+  broadcast_number(y, std::numeric_limits<float>::quiet_NaN());
+  choose(z, 0x00, x, e, z, y);
+  choose(y, 0x1E, x, e, p, z);
+}
+
+// Temporary 1 = log(y 2^-t) for a normal y > 0, t the value of temporary 1 before. Spoils y and all temporaries.
+void Generator::logarithm_of_normal(const Vec& y) {
+  const Vec e = temp(0), p = temp(1), z = temp(2), k = temp(3);
   broadcast_bits(e, 0x3F3504F3u);
   vpsubd(e, y, e);
   vpsrad(e, e, 23);
@@ -270,13 +311,149 @@ void Generator::logarithm(const Vec& y, const Vec& x) {
   vaddps(p, y, p);
   broadcast_number(k, 0.693359375f);
   vfmadd231ps(p, e, k);
-  broadcast_number(e, std::numeric_limits<float>::infinity());
-  choose(p, 0x11, x, e, p, x);  // infinity and NaN
-  vxorps(e, e, e);
-  broadcast_number(z, -std::numeric_limits<float>::infinity());
-  broadcast_number(y, std::numeric_limits<float>::quiet_NaN());
-  choose(z, 0x00, x, e, z, y);
-  choose(y, 0x1E, x, e, p, z);
+}
+
+// max(x, 0) + log(1 + u), u = e^-|x|; the rounding of w = 1 + u is divided out again.
+void Generator::soft_plus(const Vec& y, const Vec& x) {
+  const Vec u = temp(0), p = temp(1), c = temp(2), k = temp(3);
+  const auto kept = ptr[rsp + kStackSlots * 64];
+  broadcast_bits(k, 0x80000000u);
+  vorps(y, x, k);
+  exponential(y, y);
+  vmovups(kept, y);
+  broadcast_number(k, 1.0f);
+  vaddps(y, y, k);  // w
+  vxorps(p, p, p);
+  logarithm_of_normal(y);
+  vmovups(u, kept);
+  broadcast_number(k, 1.0f);
+  vaddps(c, u, k);
+  vsubps(c, c, k);
+  vdivps(k, u, c);
+  vmulps(p, p, k);
+  vxorps(y, y, y);
+  choose(p, 0x00, c, y, u, p);
+  vmaxps(y, x, y);
+  vaddps(y, y, p);
+}
+
+// y = 1 - erf(a) for a >= 0; y may be a. Uses all temporaries.
+void Generator::complementary_error(const Vec& y, const Vec& a) {
+  const Vec p = temp(0), k = temp(2), t = temp(3);
+  broadcast_number(k, 0.5f);
+  broadcast_number(t, 1.0f);
+  vmovaps(p, t);
+  vfmadd231ps(t, a, k);
+  vdivps(t, p, t);
+  polynomial(p, t,
+             {-0.1488116249f, 1.011947708f, -2.889173019f, 4.386361931f, -3.691011309f, 1.753996329f, -0.7479752247f,
+              0.2355337093f, 0.3528721448f, 1.001837645f, -1.26557829f},
+             k);
+  vfnmadd231ps(p, a, a);
+  exponential(y, p);
+  vmulps(y, y, t);
+}
+
+// Temporary 2 = erf(a) for 0 <= a < 0.92, a in temporary 0.
+void Generator::error_near_zero() {
+  const Vec a = temp(0), z = temp(1), p = temp(2);
+  vmulps(z, a, a);
+  polynomial(p, z,
+             {8.387074557e-5f, -0.0008147081117f, 0.005201456326f, -0.02685958812f, 0.1128369935f, -0.3761263402f,
+              1.128379167f},
+             temp(3));
+  vmulps(p, p, a);
+}
+
+// Temporary 3 = the polynomial of a's interval, which the bits of a + shift from `low_bit` on name. a is no temporary.
+void Generator::piecewise(const Vec& a, const float (*table)[16], int degree, float shift, int low_bit) {
+  const Vec u = temp(0), index = temp(1), c = temp(2), p = temp(3);
+  vaddps(u, a, every_lane(shift));
+  vpsrld(index, u, static_cast<std::uint8_t>(low_bit));
+  broadcast_bits(c, ~0u << low_bit);
+  vpternlogd(u, c, every_lane(1u << (low_bit - 1)), 0xEA);  // (u & c) | low bit: the middle
+  vsubps(u, u, every_lane(shift));
+  vsubps(u, a, u);
+  mov(tmp_, reinterpret_cast<std::uint64_t>(table));
+  vpermps(Xbyak::Zmm(p.getIdx()), Xbyak::Zmm(index.getIdx()), ptr[tmp_]);
+  for (int i = 1; i <= degree; ++i) {
+    vpermps(Xbyak::Zmm(c.getIdx()), Xbyak::Zmm(index.getIdx()), ptr[tmp_ + i * 64]);
+    vfmadd213ps(p, u, c);
+  }
+}
+
+void Generator::error_function(const Vec& y, const Vec& x) {
+  if (plan_.wide) {
+    const Vec sign = temp(0);
+    vpandd(y, x, every_lane(0x7FFFFFFFu));
+    broadcast_number(temp(0), 3.99f);
+    vminps(y, temp(0), y);
+    piecewise(y, kErrorRatio, static_cast<int>(std::size(kErrorRatio)) - 1, 4.0f, 19);
+    vmulps(y, y, temp(3));
+    vpandd(sign, x, every_lane(-0.0f));
+    vpord(y, y, sign);
+    return;
+  }
+  const Vec a = temp(0), k = temp(1);
+  broadcast_bits(k, 0x7FFFFFFFu);
+  vandps(y, x, k);
+  complementary_error(y, y);
+  broadcast_number(k, 1.0f);
+  vsubps(y, k, y);
+  broadcast_bits(k, 0x7FFFFFFFu);
+  vandps(a, x, k);
+  error_near_zero();
+  broadcast_number(k, 0.92f);
+  choose(y, 0x11, a, k, temp(2), y);
+  broadcast_bits(k, 0x80000000u);
+  vandps(k, x, k);
+  vorps(y, y, k);
+}
+
+void Generator::gaussian_unit(const Vec& y, const Vec& x) {
+  if (plan_.wide) {
+    const auto magnitude = [&](const Vec& to) {
+      vpandd(to, x, every_lane(0x7FFFFFFFu));
+      broadcast_number(temp(1), 14.9f);
+      vminps(to, temp(1), to);
+    };
+    magnitude(y);
+    piecewise(y, kTail, static_cast<int>(std::size(kTail)) - 1, 1.0f, 21);
+    vmulps(temp(0), y, every_lane(-0.5f));
+    vmulps(temp(0), temp(0), y);
+    exponential_within(y);
+    vmulps(y, y, temp(3));  // 1 - Phi(|x|)
+    magnitude(temp(0));
+    vxorps(temp(1), temp(1), temp(1));
+    vmaxps(temp(1), x, temp(1));
+    vfnmadd213ps(y, temp(0), temp(1));  // max(x, 0) - |x| (1 - Phi(|x|))
+    return;
+  }
+  const Vec a = temp(0), k = temp(1), small = temp(2);
+  const auto scaled = [&](const Vec& to) {
+    broadcast_bits(k, 0x7FFFFFFFu);
+    vandps(to, x, k);
+    broadcast_number(k, 0.707106781f);
+    vmulps(to, to, k);
+  };
+  scaled(y);
+  complementary_error(y, y);
+  broadcast_number(k, 0.5f);
+  vmulps(y, y, k);  // the tail
+  broadcast_number(k, 1.0f);
+  vsubps(a, k, y);
+  vxorps(k, k, k);
+  choose(y, 0x11, x, k, y, a);
+  scaled(a);
+  error_near_zero();
+  broadcast_bits(k, 0x80000000u);
+  vandps(k, x, k);
+  vorps(small, small, k);
+  broadcast_number(k, 0.5f);
+  vfmadd213ps(small, k, k);
+  broadcast_number(k, 0.92f);
+  choose(y, 0x11, a, k, small, y);
+  vmulps(y, y, x);
 }
 
 void Generator::arc_cosine(const Vec& y, const Vec& x) {
@@ -348,13 +525,17 @@ void Generator::keep_nan(const Vec& y, const Vec& candidate) {
   }
 }
 
-void Generator::broadcast_bits(const Vec& v, std::uint32_t bits) {
-  mov(eax, bits);
-  if (plan_.wide) {
-    vpbroadcastd(v, eax);
-  } else {
-    vmovd(Xbyak::Xmm(v.getIdx()), eax);
-    vpbroadcastd(v, Xbyak::Xmm(v.getIdx()));
+// From the constants behind the code: a load leaves the vector units alone.
+void Generator::broadcast_bits(const Vec& v, std::uint32_t bits) { vbroadcastss(v, ptr[rip + constants_[bits]]); }
+
+// A number as the last operand of an AVX-512 instruction.
+Xbyak::Address Generator::every_lane(std::uint32_t bits) { return ptr_b[rip + constants_[bits]]; }
+
+void Generator::emit_constants() {
+  align(4);
+  for (auto& [bits, label] : constants_) {
+    L(label);
+    dd(bits);
   }
 }
 

@@ -10,7 +10,6 @@ namespace {
 constexpr int kUnroll = 4;
 constexpr int kMaxItems = 320;  // of straight-line code: a few pages at most
 constexpr std::size_t kMaxCode = 1 << 17;
-constexpr int kStackSlots = 128;
 
 alignas(32) constexpr std::int32_t kMaskTable[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
 
@@ -30,7 +29,7 @@ Generator::Generator(const Plan& plan, std::int64_t rows, std::int64_t columns)
   for (const Reg64& r : saved) push(r);
   mov(rbp, rsp);
   and_(rsp, -64);
-  sub(rsp, kStackSlots * 64);
+  sub(rsp, (kStackSlots + 1) * 64);
   if (plan_.wide) {
     mov(eax, (1u << (columns_ % lanes_)) - 1u);
     kmovw(k1, eax);
@@ -55,6 +54,7 @@ Generator::Generator(const Plan& plan, std::int64_t rows, std::int64_t columns)
   for (auto it = std::rbegin(saved); it != std::rend(saved); ++it) pop(*it);
   vzeroupper();
   ret();
+  emit_constants();
   ready();
   setProtectModeRE();
 }
@@ -137,12 +137,23 @@ void Generator::load(const Vec& v, int reg, int at) {
 
 void Generator::store(int reg, const Vec& v, int at) {
   const Xbyak::Address to = memory(plan_.base[ix(reg)], full_, std::int64_t{at} * lanes_ * 4);
-  if (!masked(at))
+  if (!masked(at) && plan_.streamed[ix(reg)])
+    vmovntps(to, v);
+  else if (!masked(at))
     vmovups(to, v);
   else if (plan_.wide)
     vmovups(to | mask(), v);
   else
     vmaskmovps(to, vec(mask_vector_), v);
+}
+
+// The same columns of the next block: a row that is passed over several times would otherwise leave the memory idle
+// in all passes but the first.
+void Generator::fetch_ahead(int count) {
+  for (int r = 0; r < p_.inputs; ++r)
+    if (plan_.fetched[ix(r)])
+      for (int bytes = 0; bytes < count * lanes_ * 4; bytes += 64)
+        prefetcht1(memory(plan_.base[ix(r)], full_, rows_ * columns_ * 4 + bytes));
 }
 
 void Generator::put_aside(int reg, const Vec& v, int at) {
@@ -381,6 +392,7 @@ void Generator::columns(const std::vector<Item>& of_one) {
   const int per_one = static_cast<int>(of_one.size());
   const int together = std::clamp(kMaxItems / per_one, 1, kUnroll);
   if (vectors <= std::min(kMaxUnrolled, kMaxItems / per_one)) {
+    if (phase_ == plan_.last_full_phase) fetch_ahead(vectors);
     emit_stretch(repeat(vectors), false, vectors, tail);
     return;
   }
@@ -389,6 +401,7 @@ void Generator::columns(const std::vector<Item>& of_one) {
   mov(loop_, loops);
   Xbyak::Label again;
   L(again);
+  if (phase_ == plan_.last_full_phase) fetch_ahead(together);
   emit_stretch(repeat(together), false, together, false);
   add(column_, step);
   add(full_, step);

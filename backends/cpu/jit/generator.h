@@ -16,7 +16,8 @@ using Kind = RowProgram::Kind;
 using Xbyak::Reg64;
 using Vec = Xbyak::Xmm;  // of either width: which one is in the register, not in its C++ type
 
-constexpr int kMaxUnrolled = 8;  // vectors of columns in one stretch of straight-line code
+constexpr int kMaxUnrolled = 8;   // vectors of columns in one stretch of straight-line code
+constexpr int kStackSlots = 128;  // vectors that gave up their register; one more is a function's own
 
 inline std::size_t ix(std::int64_t i) { return static_cast<std::size_t>(i); }
 
@@ -38,19 +39,21 @@ struct Plan {
   const RowProgram* program = nullptr;
   bool wide = false;  // AVX-512
   int lanes = 8;
-  bool flat = false;         // one long row
-  std::int64_t columns = 0;  // of a full block
+  bool flat = false;                   // one long row
+  std::int64_t rows = 1, columns = 0;  // of a full block
   std::vector<RowKernel> kernels;
   std::vector<int> op_of;        // register -> op that makes it, -1 for inputs
   std::vector<int> phase;        // of each op: a value that needs a row's sum is of a later phase than the summed
   std::vector<std::byte*> base;  // register -> memory
   std::vector<int> store_phase;  // register -> phase at whose end it goes to memory; -1: never
   std::vector<bool> store_last;  // ... after everything else of its column was read, as it lies over an input
+  std::vector<bool> streamed;    // register -> stored past the caches
+  std::vector<bool> fetched;     // register -> an input that the last phase fetches for the next block
   std::vector<int> last_phase;   // register -> last phase that reads it; -1: none
   // Offsets into the scratch: values put aside for a later phase, values per row; sums down the columns by op.
   std::vector<std::int64_t> aside, row_buffer, column_sum;
   std::vector<std::int64_t> fold;  // by op, into the folds
-  int phases = 1;
+  int phases = 1, last_full_phase = 0;
   std::int64_t aside_row = 0;  // bytes of a row that is put aside
   std::size_t scratch = 0, folds = 0;
   std::byte* common = nullptr;  // most arrays are near it
@@ -84,6 +87,7 @@ class Generator : public Xbyak::CodeGenerator {
   void load(const Vec& v, int reg, int at);
   void store(int reg, const Vec& v, int at);
   void put_aside(int reg, const Vec& v, int at);
+  void fetch_ahead(int count);
 
   int id_of(int reg, int at) const;
   int next_use(int id, int now) const;
@@ -96,9 +100,17 @@ class Generator : public Xbyak::CodeGenerator {
   void elementwise(const RowProgram::Op& op, const RowKernel& kernel, const Vec& y, const std::vector<Vec>& x);
   void unary(simd::Unary f, const RowProgram::Op& op, const Vec& y, const Vec& x);
   void exponential(const Vec& y, const Vec& x);
+  void exponential_within(const Vec& y);
   void hyperbolic_tangent(const Vec& y, const Vec& x);
   void logistic(const Vec& y, const Vec& x);
   void logarithm(const Vec& y, const Vec& x);
+  void logarithm_of_normal(const Vec& y);
+  void soft_plus(const Vec& y, const Vec& x);
+  void piecewise(const Vec& a, const float (*table)[16], int degree, float shift, int low_bit);
+  void complementary_error(const Vec& y, const Vec& a);
+  void error_near_zero();
+  void error_function(const Vec& y, const Vec& x);
+  void gaussian_unit(const Vec& y, const Vec& x);
   void arc_cosine(const Vec& y, const Vec& x);
   void polynomial(const Vec& p, const Vec& x, std::initializer_list<float> coefficients, const Vec& scratch);
   void where(const Vec& y, const Vec& condition, const Vec& yes, const Vec& no);
@@ -106,6 +118,9 @@ class Generator : public Xbyak::CodeGenerator {
   void keep_nan(const Vec& y, const Vec& candidate);
   void broadcast_bits(const Vec& v, std::uint32_t bits);
   void broadcast_number(const Vec& v, float x) { broadcast_bits(v, __builtin_bit_cast(std::uint32_t, x)); }
+  Xbyak::Address every_lane(std::uint32_t bits);
+  Xbyak::Address every_lane(float x) { return every_lane(__builtin_bit_cast(std::uint32_t, x)); }
+  void emit_constants();
   void accumulate(Reduction r, const Vec& acc, const Vec& v, bool masked);
   void fold_lanes(Reduction r, const Vec& acc);
   void add_to_fold(int op, const Vec& sum);
@@ -130,6 +145,7 @@ class Generator : public Xbyak::CodeGenerator {
   std::vector<int> pinned_;
   int slots_ = 0;
   std::map<int, int> accumulator_;  // op -> vector
+  std::map<std::uint32_t, Xbyak::Label> constants_;
 
   const Reg64 common_ = rbx, full_ = r13, row_ = r12, column_ = r14, scratch_ = r10, folds_ = r11, aside_ = rsi,
               row_memory_ = rdx, tmp_ = rax, loop_ = r15;
