@@ -72,6 +72,7 @@ TEST_F(Prior, SaysWhatDoesNotGoTogether) {
           .code,
       0);
   expect_fails("sample " + at("prior") + " " + at("other") + " --out " + at("x.png"), 2, "another model's tokens");
+  std::filesystem::remove(folder_ / "tokens.labels.npy");
   write_npy(tokens_, Tensor::of<std::int32_t>({2, 4}, {0, 1, 2, 3, 4, 5, 6, 99}));
   expect_fails("train prior --tokens " + tokens_ + " --steps 3", 1, "token 7 is 99");
 }
