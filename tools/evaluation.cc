@@ -4,81 +4,196 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
-#include <span>
 
 #include "core/program.h"
+#include "models/image_metrics.h"
+#include "ops/elementwise.h"
+#include "ops/reduce.h"
+#include "ops/shape_ops.h"
 #include "tools/data/loader.h"
 
 namespace sg::tools {
+namespace {
 
-EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std::int64_t batch, Backend& backend) {
-  const auto start = std::chrono::steady_clock::now();
-  const VqVaeConfig& c = model.config();
-  batch = std::min(batch, images.count);
-  Tape tape;
-  const Evaluation evaluation = build_evaluation(tape, model, batch);
-  Program program = compile(
-      tape, {evaluation.squared_error, evaluation.quantization_error, evaluation.relative_error, evaluation.counts},
-      backend);
-
-  Tensor pixels({DType::f32, {batch, c.height, c.width, c.channels}}), weights({DType::f32, {batch}}),
-      counts(evaluation.counts.type());
+// Runs a program on all images of a set, batch after batch; a last, shorter batch is filled with its own first image.
+// each(first, count) is called after each run: images first to first + count - 1 lie in rows 0 to count - 1.
+template <class Each>
+void for_each_batch(Program& program, Value input, const ImageSet& images, Each each) {
+  Tensor pixels(input.type());
+  const std::int64_t batch = input.shape()[0];
   std::vector<std::int32_t> indices(static_cast<std::size_t>(batch));
-  std::vector<double> totals(static_cast<std::size_t>(counts.elements()));
-  double squared = 0, quantization = 0, relative = 0;
   for (std::int64_t first = 0; first < images.count; first += batch) {
-    // A last, shorter batch is filled with its own first image at weight 0.
     const std::int64_t here = std::min(batch, images.count - first);
-    for (std::int64_t i = 0; i < batch; ++i) {
+    for (std::int64_t i = 0; i < batch; ++i)
       indices[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i < here ? first + i : first);
-      weights.set(i, i < here ? 1 : 0);
-    }
     copy_images(images, indices, pixels);
-    program.feed(evaluation.images, pixels);
-    program.feed(evaluation.weights, weights);
+    program.feed(input, pixels);
     program.run();
-    squared += program.fetch_scalar(evaluation.squared_error);
-    quantization += program.fetch_scalar(evaluation.quantization_error);
-    relative += program.fetch_scalar(evaluation.relative_error);
-    program.fetch_into(evaluation.counts, counts);
-    for (std::size_t k = 0; k < totals.size(); ++k) totals[k] += counts.at(static_cast<std::int64_t>(k));
+    each(first, here);
   }
+}
+
+// One value (N, ...) of a batch, collected over all images.
+class Collected {
+ public:
+  Collected(Value value, std::int64_t images) : value_(value), batch_(value.type()) {
+    std::vector<std::int64_t> shape = value.shape().vec();
+    shape[0] = images;
+    all_ = Tensor({value.dtype(), Shape(shape)});
+  }
+  void take(const Program& program, std::int64_t first, std::int64_t count) {
+    program.fetch_into(value_, batch_);
+    const std::size_t row = batch_.bytes() / static_cast<std::size_t>(batch_.shape()[0]);
+    std::copy_n(batch_.data(), row * static_cast<std::size_t>(count),
+                all_.data() + row * static_cast<std::size_t>(first));
+  }
+  Value value() const { return value_; }
+  const Tensor& all() const { return all_; }
+  double mean() const {
+    double total = 0;
+    for (std::int64_t i = 0; i < all_.elements(); ++i) total += all_.at(i);
+    return total / static_cast<double>(all_.elements());
+  }
+
+ private:
+  Value value_;
+  Tensor batch_, all_;
+};
+
+Value input_of(Tape& tape, const ImageSet& images, std::int64_t batch) {
+  return tape.input("images",
+                    {DType::f32, {std::min(batch, images.count), images.height, images.width, images.channels}});
+}
+
+void check_size(const Classifier& judge, const ImageSet& images) {
+  const ClassifierConfig& c = judge.config();
+  if (c.height != images.height || c.width != images.width || c.channels != images.channels)
+    fail(ErrorKind::usage, "the classifier is for images of {}x{}x{}; these are {}x{}x{}", c.height, c.width,
+         c.channels, images.height, images.width, images.channels);
+}
+
+}  // namespace
+
+double accuracy(const Tensor& logits, std::span<const std::int32_t> labels) {
+  const std::int64_t classes = logits.shape()[-1];
+  const auto values = logits.span<float>();
+  SG_CHECK(std::ssize(labels) * classes == std::ssize(values), "{}", std::ssize(labels));
+  std::int64_t right = 0;
+  for (std::int64_t i = 0; i < std::ssize(labels); ++i) {
+    const auto row = values.begin() + i * classes;
+    right += std::max_element(row, row + classes) - row == labels[static_cast<std::size_t>(i)];
+  }
+  return static_cast<double>(right) / static_cast<double>(labels.size());
+}
+
+Answers classify(const Classifier& model, const ImageSet& images, std::int64_t batch, Backend& backend) {
+  check_size(model, images);
+  Tape tape;
+  const Classification c = build_classification(tape, model, std::min(batch, images.count));
+  Program program = compile(tape, {c.pooled, c.logits}, backend);
+  Collected pooled(c.pooled, images.count), logits(c.logits, images.count);
+  for_each_batch(program, c.images, images, [&](std::int64_t first, std::int64_t count) {
+    pooled.take(program, first, count);
+    logits.take(program, first, count);
+  });
+  return {pooled.all(), logits.all()};
+}
+
+ImageModel image_model(const VqVae& model) {
+  return {[&model](Value images) {
+            const VqVae::Output out = model(images);
+            return Made{out.images, out.quantized.z, out.quantized.q, out.quantized.indices};
+          },
+          model.quantizer().codes(), model.quantizer().books()};
+}
+
+EvaluationResult evaluate_images(const ImageModel& model, const ImageSet& images, std::int64_t batch, Backend& backend,
+                                 const Classifier* judge) {
+  const auto start = std::chrono::steady_clock::now();
+  if (judge != nullptr) check_size(*judge, images);
+  Tape tape;
+  const Value input = input_of(tape, images, batch);
+  const std::int64_t n = input.shape()[0];
+  const Made made = model.make(input);
+
+  std::vector<Collected> collected;
+  collected.reserve(9);  // pointers to its elements are kept
+  const auto collect = [&](Value value) { return &collected.emplace_back(value, images.count); };
+  const Collected* squared = collect(image_squared_error(made.images, input));
+  const Collected* absolute = collect(image_absolute_error(made.images, input));
+  const Collected *ssim = nullptr, *tokens = nullptr, *error = nullptr, *relative = nullptr, *pooled = nullptr,
+                  *logits = nullptr;
+  if (std::min(images.height, images.width) >= kSsimWindow) ssim = collect(structural_similarity(made.images, input));
+  if (made.tokens) tokens = collect(reshape(made.tokens, {n, -1}));
+  if (made.z && made.q) {
+    const Value row_error = sum(square(made.z - made.q), {-1});
+    const Value row_relative = row_error / maximum(sum(square(made.z), {-1}), 1e-30);
+    error = collect(mean(reshape(row_error / static_cast<double>(made.z.shape()[-1]), {n, -1}), {1}));
+    relative = collect(mean(reshape(row_relative, {n, -1}), {1}));
+  }
+  if (judge != nullptr) {
+    pooled = collect(judge->pooled(as_stored(made.images)));
+    logits = collect(judge->logits_of(pooled->value()));
+  }
+
+  std::vector<Value> fetches;
+  for (const Collected& c : collected) fetches.push_back(c.value());
+  Program program = compile(tape, fetches, backend);
+  for_each_batch(program, input, images, [&](std::int64_t first, std::int64_t count) {
+    for (Collected& c : collected) c.take(program, first, count);
+  });
 
   EvaluationResult r;
   r.images = images.count;
-  const Quantizer& quantizer = model.quantizer();
-  r.codes = quantizer.all_codes();
-  const double n = static_cast<double>(images.count), rows = n * static_cast<double>(evaluation.rows);
-  r.mse = squared / (n * static_cast<double>(images.image_bytes()));
+  r.mse = squared->mean();
+  r.l1 = absolute->mean();
   r.psnr = -10 * std::log10(r.mse);
-  r.quantization_mse = quantization / (rows * static_cast<double>(evaluation.width));
-  r.relative_error = relative / rows;
-  const auto per_book = static_cast<std::size_t>(quantizer.codes());
-  for (std::size_t book = 0; book < totals.size(); book += per_book) {
-    const std::span<const double> counted(totals.data() + book, per_book);
-    const double all = std::accumulate(counted.begin(), counted.end(), 0.0);
-    double entropy = 0;
-    for (const double count : counted)
-      if (count > 0) entropy -= count / all * std::log(count / all), r.usage += 1 / static_cast<double>(r.codes);
-    r.perplexity += std::exp(entropy) / static_cast<double>(quantizer.books());
+  if (ssim != nullptr) r.ssim = ssim->mean();
+  if (tokens != nullptr) {
+    r.codes = model.codes * model.books;
+    const CodeUsage usage = code_usage(tokens->all(), model.codes, model.books);
+    r.usage = usage.over_set, r.usage_256_images = usage.per_256_images;
+    r.usage_65536_tokens = usage.per_65536_tokens, r.perplexity = usage.perplexity;
+  }
+  if (error != nullptr) {
+    r.quantization_mse = error->mean();
+    r.relative_error = relative->mean();
+  }
+  if (judge != nullptr) {
+    const Answers originals = classify(*judge, images, batch, backend);
+    r.judgement = Judgement{judge->config().features(),
+                            frechet_distance(originals.pooled, pooled->all()),
+                            inception_score(originals.logits),
+                            inception_score(logits->all()),
+                            {},
+                            {}};
+    if (!images.labels.empty()) {
+      r.judgement->accuracy_originals = accuracy(originals.logits, images.labels);
+      r.judgement->accuracy_made = accuracy(logits->all(), images.labels);
+    }
   }
   r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return r;
 }
 
+EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std::int64_t batch, Backend& backend,
+                                const Classifier* judge) {
+  return evaluate_images(image_model(model), images, batch, backend, judge);
+}
+
 Pictures reconstruct(const VqVae& model, const ImageSet& images, std::int64_t count, Backend& backend) {
-  const VqVaeConfig& c = model.config();
   count = std::min(count, images.count);
   Tape tape;
-  const Evaluation evaluation = build_evaluation(tape, model, count);
-  Program program = compile(tape, {evaluation.reconstructions}, backend);
-  Pictures out{Tensor({DType::f32, {count, c.height, c.width, c.channels}}), Tensor()};
+  const Value input = input_of(tape, images, count);
+  const Value made = model(input).images;
+  Program program = compile(tape, {made}, backend);
+  Pictures out{Tensor(input.type()), Tensor()};
   std::vector<std::int32_t> indices(static_cast<std::size_t>(count));
   std::iota(indices.begin(), indices.end(), 0);
   copy_images(images, indices, out.originals);
-  program.feed(evaluation.images, out.originals);
+  program.feed(input, out.originals);
   program.run();
-  out.reconstructions = program.fetch(evaluation.reconstructions);
+  out.reconstructions = program.fetch(made);
   return out;
 }
 

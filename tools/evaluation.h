@@ -1,23 +1,68 @@
-// Exact figures of a model over a whole set of images.
+// Exact figures of a model over a whole set of images. docs/metrics.md defines each.
 #pragma once
+#include <functional>
+#include <limits>
+#include <optional>
+
 #include "core/backend.h"
+#include "models/classifier.h"
 #include "models/vqvae_training.h"
 #include "tools/data/dataset.h"
+#include "tools/metrics.h"
 
 namespace sg::tools {
 
+// Two sets of images as a classifier of ours sees them: the originals, and what a model makes of them.
+struct Judgement {
+  std::int64_t features = 0;       // width of the classifier's pooled features
+  double frechet = 0;              // FID's formula on these; not FID, which is defined by Inception's
+  InceptionScore originals, made;  // IS's formula on the classifier's logits; not IS
+  std::optional<double> accuracy_originals, accuracy_made;  // fraction of right answers, where the set has labels
+};
+
 struct EvaluationResult {
-  std::int64_t images = 0, codes = 0;
-  double mse = 0;               // mean over images and pixels of (x - x^)^2, x in [0,1]
-  double psnr = 0;              // 10 log10(1 / mse), dB
-  double usage = 0;             // fraction of codes chosen at least once over all images
-  double perplexity = 0;        // of the code counts over all images
-  double relative_error = 0;    // mean over rows of |z - q|^2 / |z|^2
-  double quantization_mse = 0;  // mean over rows and dimensions of (z - q)^2
+  static constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  std::int64_t images = 0, codes = 0;  // codes: of all books; 0: no quantizer, and the figures of one are kNone
+  double mse = 0;                      // mean over images and pixels of (x - x^)^2, x in [0,1]
+  double l1 = 0;                       // the same of |x - x^|
+  double psnr = 0;                     // 10 log10(1 / mse), dB
+  double ssim = kNone;                 // mean over images; kNone: images of fewer than 11 pixels a side
+  double usage = kNone;                // CodeUsage::over_set
+  double usage_256_images = kNone;     // CodeUsage::per_256_images
+  double usage_65536_tokens = kNone;   // CodeUsage::per_65536_tokens
+  double perplexity = kNone;           // of the code counts over all images
+  double relative_error = kNone;       // mean over rows of |z - q|^2 / |z|^2
+  double quantization_mse = kNone;     // mean over rows and dimensions of (z - q)^2
+  std::optional<Judgement> judgement;
   double seconds = 0;
 };
 
-EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std::int64_t batch, Backend& backend);
+// What a model makes of images (N,H,W,C). Null where it has no such thing.
+struct Made {
+  Value images;  // (N,H,W,C), not clamped
+  Value z, q;    // rows (N P, D) of each image after the other, before and after quantization
+  Value tokens;  // i32, those of each image after the other; with several books, these innermost
+};
+struct ImageModel {
+  std::function<Made(Value images)> make;
+  std::int64_t codes = 0, books = 1;  // tokens are below codes
+};
+ImageModel image_model(const VqVae& model);
+
+// judge: null for no judgement. Errors and SSIM are those of the model's output as it is; the judge sees it as an 8-bit
+// file would hold it (as_stored). Error{usage}: the judge is for images of another size.
+EvaluationResult evaluate_images(const ImageModel& model, const ImageSet& images, std::int64_t batch, Backend& backend,
+                                 const Classifier* judge = nullptr);
+EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std::int64_t batch, Backend& backend,
+                                const Classifier* judge = nullptr);
+
+// Features and logits of a classifier for all images.
+struct Answers {
+  Tensor pooled, logits;  // f32 (count, features), (count, classes)
+};
+Answers classify(const Classifier& model, const ImageSet& images, std::int64_t batch, Backend& backend);
+// Fraction of rows whose greatest logit is at the label. labels: as many as rows.
+double accuracy(const Tensor& logits, std::span<const std::int32_t> labels);
 
 // Reconstructions of the given images (N,H,W,C).
 struct Pictures {
