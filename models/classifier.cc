@@ -39,8 +39,7 @@ void validate(const ClassifierConfig& c) {
   if (c.stages > kMostStages)
     fail(ErrorKind::usage, "classifier: stages is {}, at most {} make sense", c.stages, kMostStages);
   at_least("batch", c.batch, 1);
-  at_least("warmup", c.warmup, 0);
-  for (const auto& [what, value] : {std::pair("lr", c.lr), {"weight_decay", c.weight_decay}})
+  for (const auto& [what, value] : {std::pair("lr", c.lr), {"weight_decay", c.weight_decay}, {"clip", c.clip}})
     if (!(value >= 0) || !std::isfinite(value))
       fail(ErrorKind::usage, "classifier: {} is {}, a finite number of at least 0 is needed", what, value);
 }
@@ -114,12 +113,18 @@ ClassifierStep build_classifier_step(Tape& tape, ClassifierTraining& training, I
 
   std::vector<Value> wrt;
   for (Variable* p : training.optimizer().parameters()) wrt.push_back(tape.read(*p));
-  const std::vector<Value> grads = gradients(step.loss, wrt, untrained);
+  std::vector<Value> grads = gradients(step.loss, wrt, untrained);
+  Value norm = global_norm(grads);
+  if (c.clip > 0) {
+    ClippedGradients clipped = clip_by_global_norm(grads, c.clip);
+    grads = std::move(clipped.grads);
+    norm = clipped.norm;
+  }
   training.optimizer().apply(tape, grads, step.learning_rate);
   tape.assign(training.step(), tape.read(training.step()) + 1);
 
   const Value hits = cast(equal(argmax(step.logits), step.labels), DType::f32);
-  step.metrics = {{"loss", step.loss}, {"accuracy", mean(hits)}, {"grad_norm", global_norm(grads)}};
+  step.metrics = {{"loss", step.loss}, {"accuracy", mean(hits)}, {"grad_norm", norm}};
   return step;
 }
 

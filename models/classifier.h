@@ -28,8 +28,7 @@ struct ClassifierConfig {
   std::int64_t batch = 128;
   std::string optimizer = "adamw";  // see optimizer_names()
   double lr = 2e-3, weight_decay = 1e-2;
-  std::int64_t warmup = 0;   // steps of linear warm-up
-  bool cosine_decay = true;  // of the learning rate to 0 over the run's steps
+  double clip = 0;  // bound of the gradients' global norm; 0: none
   std::uint32_t seed = 1;
 
   std::int64_t features() const { return hidden << (stages - 1); }  // width of pooled()
@@ -92,7 +91,7 @@ struct ClassifierStep {
   Value logits;                         // (batch, classes), of the parameters before this step's update
   Value loss;                           // mean cross entropy, nats
   std::vector<AuditTerm> terms;         // "cross_entropy"
-  std::vector<NamedValue> metrics;      // loss, accuracy (of this batch), grad_norm
+  std::vector<NamedValue> metrics;      // loss, accuracy (of this batch), grad_norm (before clipping)
   std::vector<Value> fetches() const;   // the metrics' values
 };
 // Records one step: cross entropy, gradients, optimizer, step count.

@@ -86,6 +86,67 @@ double accuracy(const Tensor& logits, std::span<const std::int32_t> labels) {
   return static_cast<double>(right) / static_cast<double>(labels.size());
 }
 
+double cross_entropy(const Tensor& logits, std::span<const std::int32_t> labels) {
+  const std::int64_t classes = logits.shape()[-1];
+  double total = 0;
+  for (std::int64_t i = 0; i < std::ssize(labels); ++i) {
+    double most = logits.at(i * classes), sum = 0;
+    for (std::int64_t c = 1; c < classes; ++c) most = std::max(most, logits.at(i * classes + c));
+    for (std::int64_t c = 0; c < classes; ++c) sum += std::exp(logits.at(i * classes + c) - most);
+    total += std::log(sum) + most - logits.at(i * classes + labels[static_cast<std::size_t>(i)]);
+  }
+  return total / static_cast<double>(labels.size());
+}
+
+std::vector<Figure> figures_of(const EvaluationResult& r, const std::string& judge) {
+  std::vector<Figure> all{
+      {"images", static_cast<double>(r.images), "", ""},
+      {"mse", r.mse, "reconstruction MSE", fmt::format("{:.6f}   (mean over pixels of images in [0,1])", r.mse)},
+      {"l1", r.l1, "reconstruction L1", fmt::format("{:.6f}   (mean of |x - x^|)", r.l1)},
+      {"psnr", r.psnr, "PSNR", fmt::format("{:.2f} dB   (10 log10(1 / MSE))", r.psnr)}};
+  if (!std::isnan(r.ssim))
+    all.push_back({"ssim", r.ssim, "SSIM", fmt::format("{:.4f}   (mean over images, 11x11 Gaussian windows)", r.ssim)});
+  if (r.codes > 0) {
+    const auto share = [&](double usage, const char* over) {
+      return fmt::format("{:.2f} %   ({} of {} codes)", 100 * usage, over, r.codes);
+    };
+    all.push_back({"codes", static_cast<double>(r.codes), "", ""});
+    all.push_back({"usage", r.usage, "codes used",
+                   fmt::format("{:.0f} of {} ({:.1f} %)   (seen at least once in the whole set)",
+                               std::round(r.usage * static_cast<double>(r.codes)), r.codes, 100 * r.usage)});
+    all.push_back({"usage_256_images", r.usage_256_images, "usage, 256 images",
+                   share(r.usage_256_images, "seen in 256 images, mean over groups,")});
+    all.push_back({"usage_65536_tokens", r.usage_65536_tokens, "usage, 65536 tokens",
+                   share(r.usage_65536_tokens, "seen in a window of 65536 tokens, mean,")});
+    all.push_back({"perplexity", r.perplexity, "perplexity",
+                   fmt::format("{:.1f}   (of the codes of the whole set)", r.perplexity)});
+  }
+  if (!std::isnan(r.relative_error)) {
+    all.push_back({"relative_error", r.relative_error, "relative error",
+                   fmt::format("{:.4f}   (mean of |z-q|^2 / |z|^2)", r.relative_error)});
+    all.push_back({"quantization_mse", r.quantization_mse, "quantization MSE",
+                   fmt::format("{:.6f}   (mean of (z-q)^2; its scale is the encoder's)", r.quantization_mse)});
+  }
+  if (!r.judgement) return all;
+  const Judgement& j = *r.judgement;
+  const auto score = [](const InceptionScore& s) { return fmt::format("{:.4f} +- {:.4f}", s.mean, s.deviation); };
+  all.push_back({"fid_classifier_features", j.frechet, "FID (classifier features)",
+                 fmt::format("{:.5f}   ({} features of {}; not comparable with FID{})", j.frechet, j.features, judge,
+                             r.images <= j.features ? "; fewer images than features: biased" : "")});
+  all.push_back(
+      {"is_classifier", j.made.mean, "IS (classifier)",
+       fmt::format("{}   (of the originals: {}; {} splits)", score(j.made), score(j.originals), kScoreSplits)});
+  all.push_back({"is_classifier_deviation", j.made.deviation, "", ""});
+  all.push_back({"is_classifier_originals", j.originals.mean, "", ""});
+  if (j.accuracy_made) {
+    all.push_back(
+        {"classifier_accuracy", *j.accuracy_made, "classifier accuracy",
+         fmt::format("{:.2f} %   (of the originals: {:.2f} %)", 100 * *j.accuracy_made, 100 * *j.accuracy_originals)});
+    all.push_back({"classifier_accuracy_originals", *j.accuracy_originals, "", ""});
+  }
+  return all;
+}
+
 Answers classify(const Classifier& model, const ImageSet& images, std::int64_t batch, Backend& backend) {
   check_size(model, images);
   Tape tape;

@@ -9,6 +9,7 @@
 #include "models/vqvae_training.h"
 #include "tools/data/dataset.h"
 #include "tools/metrics.h"
+#include "tools/task.h"
 
 namespace sg::tools {
 
@@ -47,6 +48,9 @@ struct ImageModel {
   std::function<Made(Value images)> make;
   std::int64_t codes = 0, books = 1;  // tokens are below codes
 };
+// For people and programs, in the order of docs/metrics.md; what does not exist is left out. `judge` names it: a run.
+std::vector<Figure> figures_of(const EvaluationResult& result, const std::string& judge = "");
+
 ImageModel image_model(const VqVae& model);
 
 // judge: null for no judgement. Errors and SSIM are those of the model's output as it is; the judge sees it as an 8-bit
@@ -63,6 +67,8 @@ struct Answers {
 Answers classify(const Classifier& model, const ImageSet& images, std::int64_t batch, Backend& backend);
 // Fraction of rows whose greatest logit is at the label. labels: as many as rows.
 double accuracy(const Tensor& logits, std::span<const std::int32_t> labels);
+// Mean of -log softmax(logits)[label], nats.
+double cross_entropy(const Tensor& logits, std::span<const std::int32_t> labels);
 
 // Reconstructions of the given images (N,H,W,C).
 struct Pictures {

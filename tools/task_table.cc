@@ -10,6 +10,7 @@ namespace sg::tools {
 
 TaskDef prior_task();
 TaskDef vqvae_task();
+TaskDef classifier_task();
 
 namespace {
 
@@ -17,6 +18,7 @@ std::vector<TaskDef>& rows() {
   static std::vector<TaskDef> table{
       vqvae_task(),
       prior_task(),
+      classifier_task(),
   };
   return table;
 }
@@ -59,7 +61,7 @@ double value_of(std::span<const Figure> figures, std::string_view key) {
 std::string to_text(std::span<const Figure> figures) {
   std::string out;
   for (const Figure& f : figures)
-    if (!f.label.empty()) out += fmt::format("  {:<20} {}\n", f.label, f.text);
+    if (!f.label.empty()) out += fmt::format("  {:<26} {}\n", f.label, f.text);
   return out;
 }
 

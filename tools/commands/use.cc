@@ -1,6 +1,7 @@
 // evaluate, encode, decode: what a trained model is used for.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
@@ -8,15 +9,19 @@
 #include "tools/commands/commands.h"
 #include "tools/data/loader.h"
 #include "tools/images.h"
+#include "tools/metrics.h"
 #include "tools/npy.h"
+#include "tools/program.h"
 #include "tools/session.h"
+#include "tools/tasks/classifier_task.h"
+#include "tools/tasks/image_task.h"
 #include "tools/tokenizing.h"
 
 namespace sg::tools {
 namespace {
 
 struct UseArguments {
-  std::string run, out, tokens;
+  std::string run, out, tokens, classifier, features_real, features_generated, json_file;
   std::vector<std::string> images;
   bool json = false;
   std::unique_ptr<ConfigFlags> flags;
@@ -41,22 +46,64 @@ OpenedRun open_run(const UseArguments& a, DataCache* data) {
   return {std::move(run), backend};
 }
 
+// --features-real A.npy --features-generated B.npy: the distance of two sets of features made elsewhere.
+std::vector<Figure> figures_of_files(const UseArguments& a) {
+  const Tensor real = read_npy(a.features_real), generated = read_npy(a.features_generated);
+  const double distance = frechet_distance(real, generated);
+  return {{"fid_given_features", distance, "Frechet distance",
+           fmt::format("{:.5f}   (of the {} and {} rows given; FID where they are Inception-v3's 2048 pool3 features)",
+                       distance, real.shape()[0], generated.shape()[0])}};
+}
+
+void print_json(const nlohmann::ordered_json& out, const std::string& file) {
+  const std::string text = out.dump(2) + "\n";
+  if (file.empty())
+    fmt::print("{}", text);
+  else
+    write_file_atomically(file, std::as_bytes(std::span(text)));
+}
+
 void evaluate(const UseArguments& a) {
+  if (a.features_real.empty() != a.features_generated.empty())
+    fail(ErrorKind::usage, "evaluate: --features-real and --features-generated belong together");
+  std::vector<Figure> given;
+  if (!a.features_real.empty()) given = figures_of_files(a);
+  if (a.run.empty()) {
+    if (given.empty()) fail(ErrorKind::usage, "evaluate: which run? Name its folder, or give two files of features");
+    nlohmann::ordered_json out;
+    for (const Figure& figure : given) out[figure.key] = figure.value;
+    if (!a.json || !a.json_file.empty()) fmt::print("{}", to_text(given));
+    if (a.json) print_json(out, a.json_file);
+    return;
+  }
   DataCache data;
   const OpenedRun opened = open_run(a, &data);
+  auto* images = dynamic_cast<ImageTask*>(&opened.task());
+  if (!a.classifier.empty()) {
+    if (images == nullptr || opened.task().config().model == "classifier")
+      fail(ErrorKind::usage, "evaluate: --classifier judges images; {} is a run of {}, which makes none", a.run,
+           opened.task().config().model);
+    images->set_judge(load_classifier(a.classifier), a.classifier);
+  }
   const auto start = std::chrono::steady_clock::now();
-  const std::vector<Figure> figures = opened.task().evaluate(opened.backend);
+  std::vector<Figure> figures = opened.task().evaluate(opened.backend);
+  figures.insert(figures.end(), given.begin(), given.end());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (!a.json) {
+  if (!a.json || !a.json_file.empty()) {
     fmt::print("{} at step {}, on {}:\n{}", a.run, opened.run.step, opened.task().evaluated_on(), to_text(figures));
-    fmt::print("  {:<20} {:.1f} s\n", "time", seconds);
-    return;
+    fmt::print("  {:<26} {:.1f} s\n", "time", seconds);
+    if (a.classifier.empty() && !std::isnan(value_of(figures, "mse")))
+      fmt::print(
+          "FID (classifier features) and IS (classifier) need a judge: {0} train classifier --out runs/classifier, "
+          "then\n{0} evaluate {1} --classifier runs/classifier\n",
+          program_name(), a.run);
+    if (!a.json) return;
   }
   nlohmann::ordered_json out = {{"run", a.run}, {"step", opened.run.step}, {"model", opened.task().config().model}};
   if (has_field(opened.task().config().model, *find_field("data"))) out["data"] = opened.task().config().data;
   for (const Figure& figure : figures) out[figure.key] = figure.value;
   out["seconds"] = seconds;
-  fmt::print("{}\n", out.dump(2));
+  print_json(out, a.json_file);
 }
 
 // What a run turns data into tokens with, and the images that it does it for.
@@ -137,13 +184,26 @@ void decode(const UseArguments& a) {
 void add_evaluate(CLI::App& app) {
   CLI::App* command = app.add_subcommand("evaluate", "Measure a trained model on all of its held-out data.");
   const auto a = std::make_shared<UseArguments>();
-  command->add_option("RUN", a->run, "run folder")->required();
-  command->add_flag("--json", a->json, "print JSON");
+  command->add_option("RUN", a->run, "run folder; not needed where only features are compared");
+  const CLI::Option* json =
+      command->add_option("--json", a->json_file, "print JSON; with a file name, write it there beside the table")
+          ->type_name("[FILE]")
+          ->expected(0, 1);
+  command->add_option("--classifier", a->classifier,
+                      "run of `train classifier` that judges the images: FID (classifier features), IS (classifier)");
+  command->add_option("--features-real", a->features_real,
+                      ".npy of features (N,D) of real images, made elsewhere, for their Frechet distance to");
+  command->add_option("--features-generated", a->features_generated, ".npy of features (M,D) of generated images");
   a->flags = std::make_unique<ConfigFlags>(*command, std::vector<std::string_view>{"Data", "Run"});
   command->footer(
       "Examples:\n  stopgrad evaluate runs/first\n  stopgrad evaluate runs/first --json --backend reference --limit "
-      "500");
-  command->callback([a] { evaluate(*a); });
+      "500\n"
+      "  stopgrad evaluate runs/first --classifier runs/classifier --json figures.json\n"
+      "  stopgrad evaluate --features-real real.npy --features-generated made.npy");
+  command->callback([a, json] {
+    a->json = json->count() > 0;
+    evaluate(*a);
+  });
 }
 
 void add_encode(CLI::App& app) {

@@ -139,18 +139,7 @@ std::vector<CurvePanel> AutoencoderTask::curves() const {
 }
 
 std::vector<Figure> AutoencoderTask::evaluate(Backend& backend) {
-  const EvaluationResult r = evaluate_model(model_, data().test, config().batch, backend);
-  return {{"images", static_cast<double>(r.images), "", ""},
-          {"mse", r.mse, "reconstruction MSE", fmt::format("{:.6f}   (mean over pixels of images in [0,1])", r.mse)},
-          {"psnr", r.psnr, "PSNR", fmt::format("{:.2f} dB", r.psnr)},
-          {"codes", static_cast<double>(r.codes), "", ""},
-          {"usage", r.usage, "codes used",
-           fmt::format("{:.0f} of {} ({:.1f} %)", std::round(r.usage * static_cast<double>(r.codes)), r.codes,
-                       100 * r.usage)},
-          {"perplexity", r.perplexity, "perplexity", fmt::format("{:.1f}", r.perplexity)},
-          {"relative_error", r.relative_error, "relative error",
-           fmt::format("{:.4f}   (mean of |z-q|^2 / |z|^2)", r.relative_error)},
-          {"quantization_mse", r.quantization_mse, "", ""}};
+  return figures_of(evaluate_model(model_, data().test, config().batch, backend, judge()), judge_run());
 }
 
 std::vector<std::string> AutoencoderTask::write_files(const RunFolder& folder, Backend& backend) {

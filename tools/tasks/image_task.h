@@ -2,7 +2,9 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "models/classifier.h"
 #include "tools/data/loader.h"
 #include "tools/session.h"
 #include "tools/task.h"
@@ -20,8 +22,15 @@ class ImageTask : public Task {
   void feed(Program& program, std::int64_t step) override;  // to the input "images"
   void end_feeding() override { loader_.reset(); }
   std::string evaluated_on() const override;
+  // Who judges the model's images in evaluate(), and the run that it is of. Nobody until this is called.
+  void set_judge(std::unique_ptr<Classifier> judge, std::string run) {
+    judge_ = std::move(judge);
+    judge_run_ = std::move(run);
+  }
 
  protected:
+  const Classifier* judge() const { return judge_.get(); }  // null: nobody
+  const std::string& judge_run() const { return judge_run_; }
   const Dataset& data() const;  // Error{usage}: made without data
   const ImageSize& images() const { return images_; }
   std::uint32_t seed() const { return static_cast<std::uint32_t>(config().seed); }
@@ -32,6 +41,8 @@ class ImageTask : public Task {
   const Dataset* data_;
   ImageSize images_;
   std::unique_ptr<Loader> loader_;
+  std::unique_ptr<Classifier> judge_;
+  std::string judge_run_;
   std::int64_t next_step_ = 0;  // that the loader gives
 };
 
