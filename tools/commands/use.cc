@@ -94,9 +94,10 @@ void evaluate(const UseArguments& a) {
     fmt::print("  {:<26} {:.1f} s\n", "time", seconds);
     if (a.classifier.empty() && !std::isnan(value_of(figures, "mse")))
       fmt::print(
-          "FID (classifier features) and IS (classifier) need a judge: {0} train classifier --out runs/classifier, "
+          "FID (classifier features) and IS (classifier) need a judge: {0} train classifier --data {2} --out "
+          "runs/classifier, "
           "then\n{0} evaluate {1} --classifier runs/classifier\n",
-          program_name(), a.run);
+          program_name(), a.run, opened.task().config().data);
     if (!a.json) return;
   }
   nlohmann::ordered_json out = {{"run", a.run}, {"step", opened.run.step}, {"model", opened.task().config().model}};
