@@ -24,7 +24,7 @@ Variable& Optimizer::add_state(std::string name, TensorType type) {
 std::vector<Variable*> Optimizer::add_moments(std::string_view kind) {
   std::vector<Variable*> moments;
   for (const Variable* p : parameters_)
-    moments.push_back(&add_state(fmt::format("optimizer.{}.{}", kind, p->name()), p->type()));
+    moments.push_back(&add_state(fmt::format("{}.{}.{}", name_, kind, p->name()), p->type()));
   return moments;
 }
 
@@ -47,7 +47,7 @@ std::vector<Value> Optimizer::update(Tape& tape, std::span<const Value> grads, V
   if (lr.shape().rank() != 0 || !is_real(lr.dtype()))
     throw Error(ErrorKind::shape,
                 fmt::format("Optimizer: the learning rate is a real scalar, not {}", to_string(lr.type())), loc);
-  const Scope scope(tape, "optimizer", loc);
+  const Scope scope(tape, name_, loc);
   return record(tape, grads, lr, loc);
 }
 
@@ -80,10 +80,10 @@ std::vector<Value> Sgd::record(Tape& tape, std::span<const Value> grads, Value l
 }
 
 Adam::Adam(std::vector<Variable*> parameters, AdamOptions options, bool decoupled)
-    : Optimizer(std::move(parameters)),
+    : Optimizer(std::move(parameters), options.name),
       options_(options),
       decoupled_(decoupled),
-      steps_(&add_state("optimizer.steps", {DType::f64, {}})),
+      steps_(&add_state(name_ + ".steps", {DType::f64, {}})),
       m_(add_moments("m")),
       v_(add_moments("v")) {
   const auto decays = [](double b) { return b >= 0 && b < 1; };

@@ -26,17 +26,19 @@ class Optimizer {
   void apply(Tape& tape, std::span<const Value> grads, Value lr, Loc loc = Loc::current());
 
   std::span<Variable* const> parameters() const { return parameters_; }
-  std::vector<Variable*> state();  // named "optimizer...": what a checkpoint holds besides the parameters
+  std::vector<Variable*> state();  // named "<name>...": what a checkpoint holds besides the parameters
 
  protected:
-  explicit Optimizer(std::vector<Variable*> parameters) : parameters_(std::move(parameters)) {}
+  explicit Optimizer(std::vector<Variable*> parameters, std::string name = "optimizer")
+      : parameters_(std::move(parameters)), name_(std::move(name)) {}
   Variable& add_state(std::string name, TensorType type);  // zeros
   std::vector<Variable*> add_moments(
-      std::string_view kind);  // one per parameter, of its type: "optimizer.<kind>.<parameter>"
+      std::string_view kind);  // one per parameter, of its type: "<name>.<kind>.<parameter>"
   // Assigns the state; returns the new values. Runs at the user's line, within a scope "optimizer".
   virtual std::vector<Value> record(Tape& tape, std::span<const Value> grads, Value lr, Loc loc) = 0;
 
   std::vector<Variable*> parameters_;
+  std::string name_;
 
  private:
   std::deque<Variable> state_;
@@ -59,6 +61,7 @@ class Sgd final : public Optimizer {
 
 struct AdamOptions {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
+  std::string name = "optimizer";  // what its state's names begin with: two optimizers of one run need two
 };
 // m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps) (1412.6980)
 // weight_decay is added to the gradient: g + weight_decay p. The bias corrections are computed on the tape in f64.

@@ -118,8 +118,16 @@ void validate(const VqGanConfig& c) {
       fail(ErrorKind::usage, "VQ-GAN: {} is {}, a finite number of at least 0 is needed", what, value);
   };
   not_negative("perceptual_weight", c.perceptual_weight);
-  not_negative("disc_weight", c.disc_weight);
-  not_negative("disc_factor", c.disc_factor);
+  const auto positive = [](const char* what, double value) {
+    if (!(value > 0) || !std::isfinite(value))
+      fail(ErrorKind::usage,
+           "VQ-GAN: {} is {}, a finite number above 0 is needed; to train without the adversary, give a disc_start "
+           "after "
+           "the last step",
+           what, value);
+  };
+  positive("disc_weight", c.disc_weight);
+  positive("disc_factor", c.disc_factor);
   not_negative("lr", c.lr);
   not_negative("beta", c.quantizer.beta);
   not_negative("gamma", c.quantizer.gamma);

@@ -23,13 +23,6 @@ Value book_indices(const Quantizer& q, Value indices) {
   return indices + indices.tape->constant(offsets);
 }
 
-// How far the run is, in [0,1], at the start of the step.
-Value progress(Tape& tape, VqVaeTraining& training) {
-  const std::int64_t steps = training.model().config().steps;
-  if (steps <= 0) return tape.constant(1.0, {DType::f32, {}});
-  return minimum(cast(tape.read(training.step()), DType::f32) / static_cast<double>(steps), 1.0);
-}
-
 Value norm_of(Value x) { return sqrt(sum(square(x))); }
 
 }  // namespace
@@ -69,8 +62,9 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training, IfUnreachable un
   step.images = tape.input("images", images_type(c, c.batch));
   step.learning_rate = tape.input("learning_rate", {DType::f32, {}});
 
-  const QuantizeContext context{
-      .random = tape.read(training.random()), .progress = progress(tape, training), .mask = {}};
+  const QuantizeContext context{.random = tape.read(training.random()),
+                                .progress = run_progress(tape.read(training.step()), c.steps),
+                                .mask = {}};
   const VqVae::Output out = model(step.images, context);
   const Quantized& quantized = step.quantized = out.quantized;
   step.reconstructions = out.images;
@@ -118,7 +112,7 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training, IfUnreachable un
   updates.commit();
 
   const Scope scope(tape, "statistics");
-  const Value counts = histogram(book_indices(quantizer, quantized.indices), quantizer.all_codes());
+  const Value counts = book_histogram(quantizer, quantized.indices);
   const Value window = windowed_counts(tape, training.ring(), training.slot(), counts);
   tape.assign(training.step(), tape.read(training.step()) + 1);
   advance_random_state(tape, training.random());
@@ -169,25 +163,30 @@ std::vector<Value> Evaluation::fetches() const {
 }
 
 Evaluation build_evaluation(Tape& tape, const VqVae& model, std::int64_t batch) {
-  const VqVaeConfig& c = model.config();
-  Evaluation e;
-  e.images = tape.input("images", images_type(c, batch));
-  e.weights = tape.input("weights", {DType::f32, {batch}});
-  const VqVae::Output out = model(e.images);
-  const Quantized& quantized = out.quantized;
-  e.reconstructions = out.images;
+  const Value images = tape.input("images", images_type(model.config(), batch));
+  const Value weights = tape.input("weights", {DType::f32, {batch}});
+  const VqVae::Output out = model(images);
+  return evaluate_reconstructions(images, weights, out.images, out.quantized, model.quantizer());
+}
 
-  const Scope scope(tape, "evaluation");
-  e.squared_error = sum(e.weights * sum(square(out.images - e.images), {1, 2, 3}));
+Evaluation evaluate_reconstructions(Value images, Value weights, Value reconstructions, const Quantized& quantized,
+                                    const Quantizer& quantizer) {
+  const std::int64_t batch = images.shape()[0];
+  Evaluation e;
+  e.images = images;
+  e.weights = weights;
+  e.reconstructions = reconstructions;
+
+  const Scope scope(*images.tape, "evaluation");
+  e.squared_error = sum(weights * sum(square(reconstructions - images), {1, 2, 3}));
   e.rows = quantized.z.shape()[0] / batch;
   e.width = quantized.z.shape()[1];
   const auto repeated = [&](std::int64_t times) {
-    return reshape(broadcast(reshape(e.weights, {batch, 1}), {batch, times}), Shape{batch * times});
+    return reshape(broadcast(reshape(weights, {batch, 1}), {batch, times}), Shape{batch * times});
   };
   const Value error = sum(square(quantized.z - quantized.q), {-1});
   e.quantization_error = sum(repeated(e.rows) * error);
   e.relative_error = sum(repeated(e.rows) * error / maximum(sum(square(quantized.z), {-1}), 1e-30));
-  const Quantizer& quantizer = model.quantizer();
   const std::int64_t n = quantized.indices.shape().elements(), k = quantizer.all_codes();
   const Value indices = reshape(book_indices(quantizer, quantized.indices), Shape{n});
   e.counts = reshape(scatter_add_rows(indices, reshape(repeated(n / batch), Shape{n, 1}), k), Shape{k});
@@ -214,11 +213,24 @@ void initialize_codebook(VqVae& model, const Tensor& images, Backend& backend) {
   if (!model.quantizer().wants_rows()) return;
   Tape tape;
   const Encoding encoding = build_encode(tape, model, images.shape().rank() == 0 ? 1 : images.shape()[0]);
+  initialize_codebook(model.quantizer(), encoding, images, backend);
+}
+
+void initialize_codebook(Quantizer& quantizer, const Encoding& encoding, const Tensor& images, Backend& backend) {
   const Value rows = flatten_rows(encoding.latents);
-  Program program = compile(tape, {rows}, backend);
+  Program program = compile(*rows.tape, {rows}, backend);
   program.feed(encoding.images, images);
   program.run();
-  model.quantizer().initialize(program.fetch(rows), backend);
+  quantizer.initialize(program.fetch(rows), backend);
+}
+
+Value book_histogram(const Quantizer& quantizer, Value indices) {
+  return histogram(book_indices(quantizer, indices), quantizer.all_codes());
+}
+
+Value run_progress(Value step, std::int64_t steps) {
+  if (steps <= 0) return step.tape->constant(1.0, {DType::f32, {}});
+  return minimum(cast(step, DType::f32) / static_cast<double>(steps), 1.0);
 }
 
 }  // namespace sg

@@ -85,6 +85,9 @@ struct Evaluation {
   std::vector<Value> fetches() const;
 };
 Evaluation build_evaluation(Tape& tape, const VqVae& model, std::int64_t batch);
+// The sums for whatever autoencoder made `reconstructions` of `images` (N,H,W,C), with `weights` (N).
+Evaluation evaluate_reconstructions(Value images, Value weights, Value reconstructions, const Quantized& quantized,
+                                    const Quantizer& quantizer);
 
 struct Encoding {
   Value images;   // input f32 (N,H,W,C)
@@ -103,5 +106,12 @@ Decoding build_decode(Tape& tape, const VqVae& model, std::int64_t batch);
 // Where the quantizer starts from rows (init kmeans): initializes it with the encoder's outputs for `images` (N,H,W,C).
 // Otherwise nothing.
 void initialize_codebook(VqVae& model, const Tensor& images, Backend& backend);
+// The same where `encoding` is what another autoencoder records.
+void initialize_codebook(Quantizer& quantizer, const Encoding& encoding, const Tensor& images, Backend& backend);
+
+// For models with a quantizer in them: i32 (L K), how often each code of each book was chosen, book after book; and how
+// far a run of `steps` steps is, in [0,1], at the start of its step number `step` (i32 []); 1 where steps is 0.
+Value book_histogram(const Quantizer& quantizer, Value indices);
+Value run_progress(Value step, std::int64_t steps);
 
 }  // namespace sg
