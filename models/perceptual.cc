@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/safetensors.h"
+#include "models/classifier.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/reduce.h"
@@ -138,6 +139,13 @@ PerceptualDistance vgg16_distance(const std::filesystem::path& weights, const st
   if (!lin.empty()) d.weights = load_lpips_weights(lin);
   d.description = fmt::format("LPIPS (VGG16 of {}, {})", weights.string(),
                               lin.empty() ? std::string("all weights 1") : "weights of " + lin.string());
+  return d;
+}
+
+PerceptualDistance classifier_distance(std::shared_ptr<const Classifier> classifier, std::string_view name) {
+  PerceptualDistance d;
+  d.description = fmt::format("features of our own classifier ({}), not LPIPS", name);
+  d.features = [c = std::move(classifier)](Value images) { return c->features(0.5 * images + 0.5); };
   return d;
 }
 

@@ -13,6 +13,8 @@
 
 namespace sg {
 
+class Classifier;
+
 // Images (N,H,W,C) in [-1,1] -> feature maps (N,H_l,W_l,C_l) of some layers l.
 using FeatureNet = std::function<std::vector<Value>(Value images)>;
 
@@ -56,5 +58,10 @@ std::vector<Tensor> load_lpips_weights(const std::filesystem::path& path);
 
 // LPIPS on the features of a VGG16 file; `lin` may be empty: all weights are 1, and the description says so.
 PerceptualDistance vgg16_distance(const std::filesystem::path& weights, const std::filesystem::path& lin = {});
+
+// The distance on the feature maps of our own classifier, all weights 1: a declared substitute for LPIPS, whose numbers
+// are comparable with nothing but themselves. `name`: which classifier, for the description. The step that uses it must
+// not train the classifier: its parameters are read, and no optimizer has them.
+PerceptualDistance classifier_distance(std::shared_ptr<const Classifier> classifier, std::string_view name);
 
 }  // namespace sg

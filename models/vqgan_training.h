@@ -95,7 +95,7 @@ VqGanStep build_train_step(Tape& tape, VqGanTraining& training, IfUnreachable un
 Audit audit_step(const Tape& tape, const VqGanStep& step, VqGanTraining& training);
 // Which term trains what: reconstruction, perceptual and adversarial term the decoder and the encoder; the quantizer's
 // losses what they train in a VQ-VAE; the discriminator's loss the discriminator; and no term the other player.
-std::vector<FlowExpectation> flow_contract(const VqGanStep& step, const VqGan& model);
+std::vector<FlowExpectation> flow_contract(const VqGanStep& step, VqGanTraining& training);
 
 Evaluation build_evaluation(Tape& tape, const VqGan& model, std::int64_t batch);
 Encoding build_encode(Tape& tape, const VqGan& model, std::int64_t batch);

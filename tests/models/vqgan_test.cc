@@ -111,8 +111,11 @@ TEST(VqGanTraining, TheFactorsFollowTheStepCounter) {
     generator.push_back(run.metric("disc_factor"));
     discriminator.push_back(run.metric("disc_training"));
     EXPECT_EQ(run.metric("grad_discriminator") > 0, i >= 2) << i;
-    for (const Variable* v : run.training.discriminator().parameters())
+    for (const Variable* v : run.training.discriminator().parameters()) {
+      // While every logit lies between -1 and 1, the hinges' gradients in the last bias cancel.
+      if (v->name() == "discriminator.conv3_bias") continue;
       EXPECT_EQ(numbers(v->value()) == numbers(before.at(v->name())), i < 2) << i << " " << v->name();
+    }
     EXPECT_NEAR(run.metric("loss"),
                 run.metric("nll") + generator.back() * run.metric("lambda") * run.metric("adversarial") +
                     0.25 * run.metric("codebook") + run.metric("commitment"),
@@ -189,7 +192,7 @@ TEST(VqGanTraining, NoTermTrainsTheOtherPlayerAndTheAuditFindsNoProblem) {
       const VqGanStep step = build_train_step(tape, training);
       const Audit audit = audit_step(tape, step, training);
       for (const std::string& problem : audit.problems()) ADD_FAILURE() << problem;
-      for (const std::string& violation : violations(audit, flow_contract(step, model))) ADD_FAILURE() << violation;
+      for (const std::string& violation : violations(audit, flow_contract(step, training))) ADD_FAILURE() << violation;
       // The contract is one that a step without the stops breaks.
       const Value logits = training.discriminator()(model(step.images).output);
       const AuditTerm leaking[] = {{"adversarial", -mean(logits)}};
