@@ -10,6 +10,16 @@ std::string describe_backends();    // one line each, and what this build lacks 
 void set_threads(int threads);      // of the one OpenMP runtime that oneDNN and our kernels share. Error{usage} below 1
 int threads();
 
+// How the cpu backend computes what is compiled from now on. Words, as flags have them.
+struct CpuOptions {
+  std::string isa = "auto";        // or generic, avx2, avx512. generic writes no machine code either. Ours only, not oneDNN's
+  std::string winograd = "auto";   // where a formula of the shape expects it to be faster; on: wherever possible; off
+  std::string tune = "off";        // on: the fastest algorithm of each convolution by a timed trial; cached: only what trials
+                                   // left in tuning_file(). Other algorithms round differently (docs/decisions/017-tune.md)
+};
+void set_cpu_options(const CpuOptions& options);  // Error{usage} naming what there is; nothing is changed then
+std::string tuning_file();                        // $XDG_CACHE_HOME/stopgrad/convolutions.json, or under ~/.cache; "" where neither is set
+
 Backend& reference_backend();
 Backend& cpu_backend();
 

@@ -17,6 +17,7 @@ class Step {
  public:
   virtual ~Step() = default;
   virtual void run() = 0;
+  virtual std::size_t inner_reorders() const { return 0; }  // layout changes that run() makes, for explain()
   virtual std::string detail() const { return {}; }     // for explain(): the primitive's implementation, a reorder, ...
 };
 

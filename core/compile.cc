@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "core/program_impl.h"
+#include "core/reorder.h"
 #include "core/row_program.h"
 
 namespace sg {
@@ -95,21 +96,22 @@ std::int32_t first_safe(const Tape& tape) {
 
 // Per value, the reading of the variable whose new value it is and over which it may be written as soon as it is known;
 // -1 for none. A step that fails must leave every variable as it was, so nothing that can fail may come later.
-std::vector<std::int32_t> direct_commits(const Program::Impl& p, std::span<const std::int32_t> last) {
-  const Tape& tape = *p.tape;
+std::vector<std::int32_t> direct_commits(const Tape& tape, std::span<const std::int32_t> fetches,
+                                         const Backend& backend, const CompileOptions& options,
+                                         std::span<const std::int32_t> last) {
   std::vector<std::int32_t> read_of(tape.variables().size(), -1), reading(ix(tape.value_count()), -1);
-  if (p.options.check_finite) return reading;
+  if (options.check_finite) return reading;
   const auto variable = [](const Instr& instr) { return static_cast<std::size_t>(instr.attrs.i("variable")); };
   for (const Instr& instr : tape.instrs())
     if (op_def(instr.op).role == Role::read) read_of[variable(instr)] = instr.outputs[0];
-  const std::vector<std::int32_t> uses = use_counts(tape, p.fetches);
+  const std::vector<std::int32_t> uses = use_counts(tape, fetches);
   const std::int32_t safe = first_safe(tape);
   for (const Instr& instr : tape.instrs()) {
     if (op_def(instr.op).role != Role::assign) continue;
     const std::int32_t v = instr.inputs[0], read = read_of[variable(instr)];
     const std::int32_t maker = tape.producer(v);
     if (read >= 0 && uses[ix(v)] == 1 && maker >= safe && last[ix(read)] == maker &&
-        p.backend->host_memory(tape.type(v).dtype))
+        backend.host_memory(tape.type(v).dtype))
       reading[ix(v)] = read;
   }
   return reading;
@@ -117,11 +119,17 @@ std::vector<std::int32_t> direct_commits(const Program::Impl& p, std::span<const
 
 // Gives every value a storage. Aliases share their source's; an elementwise output may take over the place of an input
 // that nothing needs afterwards, and a variable's new value that of the old one.
-void assign_storage(Program::Impl& p, bool reuse_in_place, bool keep_all) {
-  const Tape& tape = *p.tape;
+struct StoragePlan {
+  std::vector<std::int32_t> of_value;
+  std::vector<Storage> storages;
+};
+
+StoragePlan assign_storage(const Tape& tape, std::span<const std::int32_t> fetches, const Backend& backend,
+                           const CompileOptions& options, bool reuse_in_place, bool keep_all) {
+  StoragePlan p;
   const auto instrs = tape.instrs();
   const auto end = static_cast<std::int32_t>(instrs.size());
-  p.storage_of.assign(ix(tape.value_count()), -1);
+  p.of_value.assign(ix(tape.value_count()), -1);
 
   // Storage-level last use: computed over alias groups first, so that reuse sees the whole group's life.
   std::vector<std::int32_t> root(ix(tape.value_count()));
@@ -136,9 +144,9 @@ void assign_storage(Program::Impl& p, bool reuse_in_place, bool keep_all) {
   }
   for (const Instr& instr : instrs)
     if (op_def(instr.op).role == Role::assign) last[ix(root[ix(instr.inputs[0])])] = end;
-  for (std::int32_t v : p.fetches) last[ix(root[ix(v)])] = end;
+  for (std::int32_t v : fetches) last[ix(root[ix(v)])] = end;
   if (keep_all) std::fill(last.begin(), last.end(), end);
-  const std::vector<std::int32_t> over = direct_commits(p, last);
+  const std::vector<std::int32_t> over = direct_commits(tape, fetches, backend, options, last);
 
   for (std::int32_t i = 0; i < end; ++i) {
     const Instr& instr = instrs[ix(i)];
@@ -146,29 +154,29 @@ void assign_storage(Program::Impl& p, bool reuse_in_place, bool keep_all) {
     for (std::size_t k = 0; k < instr.outputs.size(); ++k) {
       const std::int32_t v = instr.outputs[k];
       if (is_alias(role)) {
-        p.storage_of[ix(v)] = p.storage_of[ix(instr.inputs[0])];
+        p.of_value[ix(v)] = p.of_value[ix(instr.inputs[0])];
         continue;
       }
-      const std::size_t bytes = storage_bytes(*p.backend, tape.type(v));
+      const std::size_t bytes = storage_bytes(backend, tape.type(v));
       if (reuse_in_place && over[ix(v)] >= 0) {
         const auto in = std::find(instr.inputs.begin(), instr.inputs.end(), over[ix(v)]) - instr.inputs.begin();
         if (in < static_cast<std::ptrdiff_t>(instr.inputs.size()) &&
-            p.backend->in_place(tape, instr, static_cast<int>(in), static_cast<int>(k))) {
-          p.storage_of[ix(v)] = p.storage_of[ix(over[ix(v)])];
+            backend.in_place(tape, instr, static_cast<int>(in), static_cast<int>(k))) {
+          p.of_value[ix(v)] = p.of_value[ix(over[ix(v)])];
           continue;
         }
       }
       if (reuse_in_place && !is_leaf(role)) {
-        for (std::size_t in = 0; in < instr.inputs.size() && p.storage_of[ix(v)] < 0; ++in) {
+        for (std::size_t in = 0; in < instr.inputs.size() && p.of_value[ix(v)] < 0; ++in) {
           const std::int32_t from = instr.inputs[in];
-          Storage& s = p.storages[ix(p.storage_of[ix(from)])];
+          Storage& s = p.storages[ix(p.of_value[ix(from)])];
           const bool dies_here = s.kind == StorageKind::arena && s.last == i && s.bytes == bytes;
-          if (dies_here && p.backend->in_place(tape, instr, static_cast<int>(in), static_cast<int>(k))) {
+          if (dies_here && backend.in_place(tape, instr, static_cast<int>(in), static_cast<int>(k))) {
             s.last = last[ix(root[ix(v)])];
-            p.storage_of[ix(v)] = p.storage_of[ix(from)];
+            p.of_value[ix(v)] = p.of_value[ix(from)];
           }
         }
-        if (p.storage_of[ix(v)] >= 0) continue;
+        if (p.of_value[ix(v)] >= 0) continue;
       }
       Storage s;
       s.kind = role == Role::input      ? StorageKind::feed
@@ -179,21 +187,32 @@ void assign_storage(Program::Impl& p, bool reuse_in_place, bool keep_all) {
       s.first = i;
       s.last = std::max(last[ix(root[ix(v)])], i);
       s.leaf = is_leaf(role) ? v : -1;
-      p.storage_of[ix(v)] = static_cast<std::int32_t>(p.storages.size());
+      p.of_value[ix(v)] = static_cast<std::int32_t>(p.storages.size());
       p.storages.push_back(s);
     }
   }
+  return p;
+}
+
+std::vector<Lifetime> arena_lives(std::span<const Storage> storages, std::vector<std::size_t>* who = nullptr) {
+  std::vector<Lifetime> lives;
+  for (std::size_t i = 0; i < storages.size(); ++i)
+    if (const Storage& s = storages[i]; s.kind == StorageKind::arena) {
+      lives.push_back({s.bytes, s.first, s.last});
+      if (who != nullptr) who->push_back(i);
+    }
+  return lives;
+}
+
+std::size_t largest_live_set_of(const Tape& tape, std::span<const std::int32_t> fetches, const Backend& backend,
+                                const CompileOptions& options) {
+  return largest_live_set(arena_lives(assign_storage(tape, fetches, backend, options, true, false).storages));
 }
 
 void place_storage(Program::Impl& p, bool plan) {
   Backend& b = *p.backend;
-  std::vector<Lifetime> lives;
   std::vector<std::size_t> who;
-  for (std::size_t i = 0; i < p.storages.size(); ++i)
-    if (const Storage& s = p.storages[i]; s.kind == StorageKind::arena) {
-      lives.push_back({s.bytes, s.first, s.last});
-      who.push_back(i);
-    }
+  const std::vector<Lifetime> lives = arena_lives(p.storages, &who);
   const MemoryPlan layout = plan_memory(lives);
   p.stats.lower_bound_bytes = layout.lower_bound;
   p.stats.sum_bytes = 0;
@@ -287,12 +306,34 @@ void lower_all(Program::Impl& p) {
     Lowering ctx(p, static_cast<std::int32_t>(i));
     auto step = p.backend->lower(ctx);
     SG_CHECK(step != nullptr, "backend '{}' lowered {} to nothing", p.backend->name(), op_def(instrs[i].op).name);
+    p.stats.inner_reorders += step->inner_reorders();
     p.steps.push_back({std::move(step), std::string(op_def(instrs[i].op).name), static_cast<std::int32_t>(i)});
   }
   p.stats.scratch_bytes = p.scratch_bytes;
   p.scratch = BackendBuffer(*p.backend, std::max<std::size_t>(p.scratch_bytes, kAlignment));
   for (void** where : p.scratch_users) *where = p.scratch.data();
   p.stats.steps = p.steps.size();
+}
+
+// The passes from the backend's own to the last.
+void backend_passes(Passes& passes, Backend& backend, const CompileOptions& options, bool keep_all) {
+  if (options.fuse) {
+    passes.apply(backend.fuse(passes.tape(), passes.keep()));
+    if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+    passes.apply(
+        fuse_rows(passes.tape(), passes.keep(), [&](const Tape& t, const Instr& i) { return backend.row_op(t, i); }));
+  }
+  if (keep_all) return;
+  passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+  if (!options.plan_memory || !options.reorder) return;
+  const std::vector<std::int32_t> keep = passes.keep();
+  Rewritten moved = reorder(passes.tape(), keep, [&](const TensorType& t) { return storage_bytes(backend, t); });
+  if (moved.tape == nullptr) return;
+  std::vector<std::int32_t> moved_keep;
+  for (std::int32_t v : keep) moved_keep.push_back(moved.map[ix(v)]);
+  if (largest_live_set_of(*moved.tape, moved_keep, backend, options) <
+      largest_live_set_of(passes.tape(), keep, backend, options))
+    passes.apply(std::move(moved));
 }
 
 }  // namespace
@@ -313,13 +354,15 @@ std::unique_ptr<Program::Impl> build_program(const Tape& tape, std::span<const s
       passes.tape(), [&](const Tape& t, const Instr& i) { return backend.supports(t, i); }, backend.name(),
       options.strict, &p->stats.decomposed));
   if (options.optimize) passes.apply(simplify(passes.tape()));
-  if (options.fuse) {
-    passes.apply(backend.fuse(passes.tape(), passes.keep()));
-    if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
-    passes.apply(
-        fuse_rows(passes.tape(), passes.keep(), [&](const Tape& t, const Instr& i) { return backend.row_op(t, i); }));
+  if (options.recompute.mode != RecomputeOptions::Mode::none && !keep_all) {
+    const auto peak = [&](const Tape& t, std::span<const std::int32_t> keep) {
+      Passes rest(t, keep);
+      backend_passes(rest, backend, options, keep_all);
+      return largest_live_set_of(rest.tape(), rest.keep(), backend, options);
+    };
+    passes.apply(recompute(passes.tape(), passes.keep(), options.recompute, peak, &p->recomputed));
   }
-  if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+  backend_passes(passes, backend, options, keep_all);
   p->fetches = passes.keep();
   Rewritten done = passes.take();
   p->tape = std::move(done.tape);
@@ -330,7 +373,9 @@ std::unique_ptr<Program::Impl> build_program(const Tape& tape, std::span<const s
       p->unused_inputs.emplace(instr.attrs.str("name"), tape.type(instr.outputs[0]));
 
   const bool plan = options.plan_memory && !options.guard && !keep_all;
-  assign_storage(*p, plan, keep_all);
+  StoragePlan storage = assign_storage(*p->tape, p->fetches, backend, options, plan, keep_all);
+  p->storage_of = std::move(storage.of_value);
+  p->storages = std::move(storage.storages);
   place_storage(*p, plan);
   plan_commits(*p);
   lower_all(*p);

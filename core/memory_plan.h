@@ -22,7 +22,10 @@ struct MemoryPlan {
 
 constexpr std::size_t kAlignment = 64;
 
-// Invariant of the result: lifetimes that share a step do not share a byte.
+// The most bytes alive at any one step, each value rounded up to the alignment.
+std::size_t largest_live_set(std::span<const Lifetime> lifetimes);
+
+// Several orders of placing are tried until one comes near the bound. Invariant of the result: lifetimes that share a step do not share a byte.
 MemoryPlan plan_memory(std::span<const Lifetime> lifetimes);
 
 }  // namespace sg

@@ -267,9 +267,13 @@ std::string Program::explain() const {
   const Impl& p = *impl_;
   const ProgramStats& s = p.stats;
   auto mb = [](std::size_t bytes) { return static_cast<double>(bytes) / 1e6; };
-  std::string text =
-      fmt::format("program on backend '{}': {} steps ({} reorders, {} packs of weights, {} ops decomposed)\n",
-                  p.backend->name(), s.steps, s.reorders, s.packs, s.decomposed);
+  std::string text = fmt::format(
+      "program on backend '{}': {} steps ({} reorders of activations, {} packs of weights, {} reorders inside steps, "
+      "{} "
+      "ops decomposed)\n",
+      p.backend->name(), s.steps, s.reorders, s.packs, s.inner_reorders, s.decomposed);
+  if (p.options.recompute.mode != RecomputeOptions::Mode::none)
+    text += p.recomputed.to_string(p.options.recompute) + "\n";
   text += fmt::format(
       "memory: arena {:.2f} MB = {:.3f} x the largest live set ({:.2f} MB), {:.1f} % of the sum of all values ({:.2f} "
       "MB)\n",

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "core/recompute.h"
 #include "core/tape.h"
 
 namespace sg {
@@ -13,6 +14,7 @@ namespace sg {
 struct CompileOptions {
   bool fuse = true;            // backend-specific fusion
   bool plan_memory = true;     // off: every value has its own buffer
+  bool reorder = true;         // with plan_memory: another order of the instructions where fewer bytes live at once in it
   bool capture = true;         // backends that can replay a whole step as one graph do so
   bool exact_forward = true;   // a + stop_gradient(b - a) gets the bits of b
   bool optimize = true;        // common subexpressions, constant folding
@@ -20,10 +22,12 @@ struct CompileOptions {
   bool check_finite = false;   // a NaN or infinity in a fetch or an assign is an Error{non_finite}; nothing is committed
   bool profile = false;        // time each step; explain() reports it
   bool guard = false;          // pattern bytes around every buffer, checked after each run (tests)
+  RecomputeOptions recompute = {};  // trade time for memory: values that only gradients need are computed again for them
 };
 
 struct ProgramStats {
   std::size_t steps = 0, reorders = 0, packs = 0, decomposed = 0;
+  std::size_t inner_reorders = 0;    // layout changes of weights inside steps (a gradient back to the stored layout)
   std::size_t arena_bytes = 0;       // what was allocated for intermediate values
   std::size_t sum_bytes = 0;         // the same without reuse
   std::size_t lower_bound_bytes = 0; // the largest set of values alive at once

@@ -6,6 +6,8 @@
 #include <xmmintrin.h>
 #endif
 
+#include <fmt/ranges.h>
+
 #include <cstdlib>
 #include <cstring>
 
@@ -13,6 +15,7 @@
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/onednn_compat.h"
 #include "backends/cpu/onednn_ops.h"
+#include "backends/cpu/tune.h"
 #include "ops/op_ids.h"
 
 namespace sg {
@@ -46,8 +49,12 @@ class CpuBackend final : public Backend {
  public:
   std::string_view name() const override { return "cpu"; }
   std::string describe() const override {
-    return fmt::format("oneDNN {} (OpenMP), own kernels for {}, {} threads", onednn::library_version(), isa_name(),
-                       threads());
+    constexpr std::string_view kWinograd[] = {"off", "auto", "on"}, kTune[] = {"off", "cached", "on"};
+    const std::string note = cpu::tuning_note();
+    return fmt::format(
+        "oneDNN {} (OpenMP), own kernels for {} (of {}), winograd {}, tune {}{}, {} threads", onednn::library_version(),
+        isa_name(), fmt::join(isa_names(), ", "), kWinograd[static_cast<std::size_t>(winograd_use())],
+        kTune[static_cast<std::size_t>(cpu::tuning())], note.empty() ? "" : " (" + note + ")", threads());
   }
 
   bool supports(const Tape& tape, const Instr& instr) const override {

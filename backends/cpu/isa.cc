@@ -1,9 +1,15 @@
 // Chooses the table of inner loops for the processor that the program runs on.
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <atomic>
 #include <vector>
 
+#include "backends/backends.h"
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/lowering.h"
+#include "backends/cpu/row_jit.h"
+#include "backends/cpu/tune.h"
 
 namespace sg {
 namespace {
@@ -35,16 +41,37 @@ const simd::Table& simd_table() { return *chosen().load(); }
 
 std::string isa_name() { return cpu::simd_table().name; }
 
+std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (const simd::Table* table : available()) names.emplace_back(table->name);
+  return names;
+}
+
 void set_isa(std::string_view name) {
-  std::string have;
-  for (const simd::Table* table : available()) {
+  for (const simd::Table* table : available())
     if (table->name == name) {
       chosen() = table;
       return;
     }
-    have += (have.empty() ? "" : ", ") + std::string(table->name);
-  }
-  fail(ErrorKind::usage, "isa: '{}' is not available; this processor and build have: {}", name, have);
+  fail(ErrorKind::usage, "isa: '{}' is not available; this processor and build have: {}", name,
+       fmt::join(isa_names(), ", "));
+}
+
+void set_cpu_options(const CpuOptions& options) {
+  const auto index_of = [](std::string_view setting, const std::string& word,
+                           std::initializer_list<const char*> words) {
+    const auto it = std::find(words.begin(), words.end(), word);
+    if (it == words.end())
+      fail(ErrorKind::usage, "{}: '{}' is unknown; choose one of: {}", setting, word, fmt::join(words, ", "));
+    return it - words.begin();
+  };
+  constexpr WinogradUse kUse[] = {WinogradUse::where_faster, WinogradUse::always, WinogradUse::never};
+  const WinogradUse use = kUse[index_of("winograd", options.winograd, {"auto", "on", "off"})];
+  const auto tune = static_cast<cpu::Tuning>(index_of("tune", options.tune, {"off", "cached", "on"}));
+  set_isa(options.isa == "auto" ? isa_names().front() : options.isa);
+  cpu::set_code_generation(isa_name() != "generic");
+  set_winograd(use);
+  cpu::set_tuning(tune);
 }
 
 }  // namespace sg

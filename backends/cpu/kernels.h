@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/backend.h"
 
@@ -27,6 +28,9 @@ bool has_row_kernel(const Tape& tape, const Instr& instr);
 // The vector instruction set that steps are lowered for: "avx512", "avx2" or "generic". The best that the processor
 // has, unless set_isa() chose another.
 std::string isa_name();
+
+// Those that this processor and build have, best first.
+std::vector<std::string> isa_names();
 
 // Chooses the instruction set for what is lowered from now on. Error{usage} where the name is unknown or the processor
 // lacks it, listing what it has.

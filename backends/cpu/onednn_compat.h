@@ -17,29 +17,28 @@ struct ConvDesc {
   Md src, weights, bias, dst;
   Dims strides, dilation, pad_before, pad_after;
   bool has_bias = false;
+  dnnl::algorithm algorithm = dnnl::algorithm::convolution_direct;
 };
-
-constexpr auto kConvAlgorithm = dnnl::algorithm::convolution_direct;
 
 #if DNNL_VERSION_MAJOR >= 3
 
 inline auto forward_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
   using Pd = dnnl::convolution_forward::primitive_desc;
   constexpr auto kind = dnnl::prop_kind::forward_training;
-  return d.has_bias ? Pd(engine, kind, kConvAlgorithm, d.src, d.weights, d.bias, d.dst, d.strides, d.dilation,
+  return d.has_bias ? Pd(engine, kind, d.algorithm, d.src, d.weights, d.bias, d.dst, d.strides, d.dilation,
                          d.pad_before, d.pad_after, attr)
-                    : Pd(engine, kind, kConvAlgorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before,
+                    : Pd(engine, kind, d.algorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before,
                          d.pad_after, attr);
 }
 
 inline auto backward_data_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
-  return dnnl::convolution_backward_data::primitive_desc(engine, kConvAlgorithm, d.src, d.weights, d.dst, d.strides,
+  return dnnl::convolution_backward_data::primitive_desc(engine, d.algorithm, d.src, d.weights, d.dst, d.strides,
                                                          d.dilation, d.pad_before, d.pad_after,
                                                          forward_pd(d, {}, engine), attr);
 }
 
 inline auto backward_weights_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
-  return dnnl::convolution_backward_weights::primitive_desc(engine, kConvAlgorithm, d.src, d.weights, d.dst, d.strides,
+  return dnnl::convolution_backward_weights::primitive_desc(engine, d.algorithm, d.src, d.weights, d.dst, d.strides,
                                                             d.dilation, d.pad_before, d.pad_after,
                                                             forward_pd(d, {}, engine), attr);
 }
@@ -56,23 +55,23 @@ inline auto forward_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, cons
   constexpr auto kind = dnnl::prop_kind::forward_training;
   return dnnl::convolution_forward::primitive_desc(
       d.has_bias
-          ? Desc(kind, kConvAlgorithm, d.src, d.weights, d.bias, d.dst, d.strides, d.dilation, d.pad_before,
+          ? Desc(kind, d.algorithm, d.src, d.weights, d.bias, d.dst, d.strides, d.dilation, d.pad_before,
                  d.pad_after)
-          : Desc(kind, kConvAlgorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after),
+          : Desc(kind, d.algorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after),
       attr, engine);
 }
 
 inline auto backward_data_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
   using Desc = dnnl::convolution_backward_data::desc;
   return dnnl::convolution_backward_data::primitive_desc(
-      Desc(kConvAlgorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after), attr, engine,
+      Desc(d.algorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after), attr, engine,
       forward_pd(d, {}, engine));
 }
 
 inline auto backward_weights_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
   using Desc = dnnl::convolution_backward_weights::desc;
   return dnnl::convolution_backward_weights::primitive_desc(
-      Desc(kConvAlgorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after), attr, engine,
+      Desc(d.algorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after), attr, engine,
       forward_pd(d, {}, engine));
 }
 

@@ -6,12 +6,15 @@
 #include "backends/cpu/onednn_ops.h"
 #include "backends/cpu/onednn_step.h"
 #include "backends/cpu/plain_loops.h"
+#include "backends/cpu/tune.h"
 #include "backends/cpu/winograd.h"
 #include "ops/op_ids.h"
 
 namespace sg {
 namespace {
 
+using cpu::ConvAlgorithm;
+using cpu::ConvOp;
 using onednn::Dims;
 using onednn::Md;
 
@@ -28,8 +31,9 @@ Md stored_weights(const ConvShape& s) {
   return {Dims{s.groups, og, cg, s.kh, s.kw}, kF32, Dims{og, 1, s.o, s.kw * cg * s.o, cg * s.o}};
 }
 
-onednn::ConvDesc conv_desc(const ConvShape& s) {
+onednn::ConvDesc conv_desc(const ConvShape& s, ConvAlgorithm algorithm) {
   onednn::ConvDesc d;
+  if (algorithm == ConvAlgorithm::automatic) d.algorithm = dnnl::algorithm::convolution_auto;
   d.src = nhwc(s.n, s.h, s.w, s.c);
   d.dst = nhwc(s.n, s.ho, s.wo, s.o);
   d.weights = s.groups == 1
@@ -95,6 +99,23 @@ void gather_taps(const ConvShape& s, const float* columns, float* x) {
 // channels it is the other way round, 3 times.
 constexpr std::int64_t kFewChannels = 4;
 
+// Up to this many the other way is worth a trial.
+constexpr std::int64_t kColumnsPossible = 16;
+
+ConvAlgorithm choose(const LowerCtx& ctx, const ConvShape& s, ConvOp op) {
+  std::vector<ConvAlgorithm> possible{ConvAlgorithm::direct, ConvAlgorithm::automatic};
+  if (winograd_use() != WinogradUse::never && cpu::winograd_possible(s, op))
+    possible.push_back(ConvAlgorithm::winograd);
+  if (op == ConvOp::transposed && s.groups == 1 && s.c <= kColumnsPossible) possible.push_back(ConvAlgorithm::columns);
+  return cpu::conv_algorithm(ctx, possible);
+}
+
+WinogradUse winograd_for(ConvAlgorithm algorithm) {
+  return algorithm == ConvAlgorithm::formula    ? winograd_use()
+         : algorithm == ConvAlgorithm::winograd ? WinogradUse::always
+                                                : WinogradUse::never;
+}
+
 std::unique_ptr<Step> transpose_by_columns(LowerCtx& ctx, const ConvShape& s) {
   const std::int64_t rows = s.n * s.ho * s.wo, taps = s.kh * s.kw * s.c;
   const Md y({rows, s.o}, kF32, Dims{s.o, 1}), w({s.o, taps}, kF32, Dims{1, s.o}),
@@ -125,9 +146,11 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
                  static_cast<T*>(y));
     });
   }
-  if (auto step = cpu::winograd_forward(ctx, s, bias ? ctx.in<float>(2) : nullptr, relu)) return step;
+  const ConvAlgorithm algorithm = choose(ctx, s, ConvOp::forward);
+  if (auto step = cpu::winograd_forward(ctx, s, winograd_for(algorithm), bias ? ctx.in<float>(2) : nullptr, relu))
+    return step;
   return onednn::guarded("conv2d", [&]() -> std::unique_ptr<Step> {
-    onednn::ConvDesc d = conv_desc(s);
+    onednn::ConvDesc d = conv_desc(s, algorithm);
     d.has_bias = bias;
     if (bias) d.bias = Md({s.o}, kF32, dnnl::memory::format_tag::x);
     const auto pd = onednn::forward_pd(d, onednn::user_scratchpad(), onednn::engine());
@@ -153,10 +176,12 @@ std::unique_ptr<Step> lower_conv2d_transpose(LowerCtx& ctx) {
       plain_conv_transpose(s, static_cast<const T*>(y), static_cast<const T*>(w), static_cast<T*>(x));
     });
   }
-  if (auto step = cpu::winograd_transposed(ctx, s)) return step;
+  const ConvAlgorithm algorithm = choose(ctx, s, ConvOp::transposed);
+  if (auto step = cpu::winograd_transposed(ctx, s, winograd_for(algorithm))) return step;
   return onednn::guarded("conv2d_transpose", [&]() -> std::unique_ptr<Step> {
-    if (s.groups == 1 && s.c <= kFewChannels) return transpose_by_columns(ctx, s);
-    const onednn::ConvDesc d = conv_desc(s);
+    const bool by_formula = algorithm == ConvAlgorithm::formula && s.groups == 1 && s.c <= kFewChannels;
+    if (by_formula || algorithm == ConvAlgorithm::columns) return transpose_by_columns(ctx, s);
+    const onednn::ConvDesc d = conv_desc(s, algorithm);
     const auto pd = onednn::backward_data_pd(d, onednn::user_scratchpad(), onednn::engine());
     auto step = std::make_unique<onednn::PrimitiveStep>();
     step->call<dnnl::convolution_backward_data>(
@@ -176,9 +201,10 @@ std::unique_ptr<Step> lower_conv2d_weight_grad(LowerCtx& ctx) {
       plain_conv_weight_grad(s, static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(w));
     });
   }
-  if (auto step = cpu::winograd_weight_grad(ctx, s)) return step;
+  const ConvAlgorithm algorithm = choose(ctx, s, ConvOp::weight_grad);
+  if (auto step = cpu::winograd_weight_grad(ctx, s, winograd_for(algorithm))) return step;
   return onednn::guarded("conv2d_weight_grad", [&]() -> std::unique_ptr<Step> {
-    const onednn::ConvDesc d = conv_desc(s);
+    const onednn::ConvDesc d = conv_desc(s, algorithm);
     const auto pd = onednn::backward_weights_pd(d, onednn::user_scratchpad(), onednn::engine());
     auto step = std::make_unique<onednn::PrimitiveStep>();
     const dnnl::memory stored = onednn::memory_at(stored_weights(s), ctx.out<float>());

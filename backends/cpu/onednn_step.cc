@@ -93,6 +93,7 @@ void PrimitiveStep::reorder(const dnnl::memory& from, const dnnl::memory& to) {
   const dnnl::reorder::primitive_desc pd(engine(), from.get_desc(), engine(), to.get_desc(), user_scratchpad());
   append(dnnl::reorder(pd), pd.scratchpad_desc(), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
   note("reorder");
+  ++reorders_;
 }
 
 void PrimitiveStep::reserve(LowerCtx& ctx) {

@@ -36,6 +36,7 @@ class PrimitiveStep final : public Step {
   void reserve(LowerCtx& ctx);  // after the last call: asks for the scratch of all of them
 
   void run() override;
+  std::size_t inner_reorders() const override { return reorders_; }
   std::string detail() const override { return detail_; }
 
  private:
@@ -56,7 +57,7 @@ class PrimitiveStep final : public Step {
   std::vector<Call> calls_;
   std::vector<dnnl::memory> kept_;  // what the argument arrays point to
   std::vector<Slot> slots_;
-  std::size_t scratch_bytes_ = 0;
+  std::size_t scratch_bytes_ = 0, reorders_ = 0;
   void* scratch_ = nullptr;
   void* bound_ = nullptr;
   int threads_;

@@ -79,8 +79,6 @@ Window make_window(const TileGrid& grid, Index m, Index size, Axis y, Axis x, In
   return w;
 }
 
-enum class ConvOp : std::uint8_t { forward, transposed, weight_grad };
-
 // What the three ops share: the algorithm for a shape and its phases.
 struct Plan {
   const Winograd* kernels = nullptr;
@@ -113,12 +111,12 @@ bool faster(const Plan& plan, ConvOp op) {
 }
 
 // What a product over channels is to be made of, or kernels == null.
-Plan make_plan(const ConvShape& s, ConvOp op) {
+Plan make_plan(const ConvShape& s, ConvOp op, WinogradUse use) {
   Plan plan;
   const Winograd& kernels = simd_table().winograd;
   constexpr Index kMostFloats = std::numeric_limits<std::int32_t>::max();  // of an image: offsets are 32 bits wide
   if (s.h * s.w * s.c > kMostFloats || s.ho * s.wo * s.o > kMostFloats) return plan;
-  if (winograd_use() == WinogradUse::never || kernels.lanes == 0 || s.empty() || s.groups != 1) return plan;
+  if (use == WinogradUse::never || kernels.lanes == 0 || s.empty() || s.groups != 1) return plan;
   if (s.kh != s.kw || s.stride_h != s.stride_w || s.dilation_h != 1 || s.dilation_w != 1) return plan;
   if (s.c % (2 * kernels.lanes) != 0 || s.o % (2 * kernels.lanes) != 0 || s.kh % s.stride_h != 0) return plan;
   for (const WinogradTile* f : {&kernels.f4x3, &kernels.f4x2})
@@ -129,7 +127,7 @@ Plan make_plan(const ConvShape& s, ConvOp op) {
   plan.n = plan.f->m + plan.f->r - 1;
   plan.points = plan.n * plan.n;
   plan.phases = s.stride_h;
-  if (winograd_use() == WinogradUse::always || faster(plan, op)) plan.kernels = &kernels;
+  if (use == WinogradUse::always || faster(plan, op)) plan.kernels = &kernels;
   return plan;
 }
 
@@ -413,8 +411,8 @@ class PhaseAxis {
 
 }  // namespace
 
-StepPtr winograd_forward(LowerCtx& ctx, const ConvShape& s, const float* bias, bool relu) {
-  const Plan plan = make_plan(s, ConvOp::forward);
+StepPtr winograd_forward(LowerCtx& ctx, const ConvShape& s, WinogradUse use, const float* bias, bool relu) {
+  const Plan plan = make_plan(s, ConvOp::forward, use);
   if (plan.kernels == nullptr) return nullptr;
   Part part;
   part.grid = grid_over(s.ho, s.wo, plan.f->m);
@@ -427,8 +425,8 @@ StepPtr winograd_forward(LowerCtx& ctx, const ConvShape& s, const float* bias, b
                                     ctx.in<float>(1), bias, relu, ctx.out<float>());
 }
 
-StepPtr winograd_transposed(LowerCtx& ctx, const ConvShape& s) {
-  const Plan plan = make_plan(s, ConvOp::transposed);
+StepPtr winograd_transposed(LowerCtx& ctx, const ConvShape& s, WinogradUse use) {
+  const Plan plan = make_plan(s, ConvOp::transposed, use);
   if (plan.kernels == nullptr) return nullptr;
   const Index m = plan.f->m, r = plan.f->r;
   // The taps run backwards from the last one.
@@ -456,12 +454,16 @@ StepPtr winograd_transposed(LowerCtx& ctx, const ConvShape& s) {
                                     ctx.in<float>(1), nullptr, false, ctx.out<float>());
 }
 
-StepPtr winograd_weight_grad(LowerCtx& ctx, const ConvShape& s) {
-  const Plan plan = make_plan(s, ConvOp::weight_grad);
+StepPtr winograd_weight_grad(LowerCtx& ctx, const ConvShape& s, WinogradUse use) {
+  const Plan plan = make_plan(s, ConvOp::weight_grad, use);
   if (plan.kernels == nullptr) return nullptr;
   const TileGrid grid = grid_over(s.ho, s.wo, plan.f->m);
   return std::make_unique<WeightGradStep>(ctx, plan, grid, phase_windows(plan, grid),
                                           make_window(grid, plan.f->m, plan.f->m, {0, 1, s.ho}, {0, 1, s.wo}, s.o));
+}
+
+bool winograd_possible(const ConvShape& s, ConvOp op) {
+  return make_plan(s, op, WinogradUse::always).kernels != nullptr;
 }
 
 }  // namespace cpu
