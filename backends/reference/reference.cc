@@ -24,6 +24,7 @@ LowerFn lowering(OpId op) {
     case OpId::assign:
     case OpId::row_program:
     case OpId::reshape:
+    case OpId::after:
     case OpId::stop_gradient:
       return nullptr;
     case OpId::add:
