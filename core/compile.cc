@@ -360,7 +360,7 @@ std::unique_ptr<Program::Impl> build_program(const Tape& tape, std::span<const s
       backend_passes(rest, backend, options, keep_all);
       return largest_live_set_of(rest.tape(), rest.keep(), backend, options);
     };
-    passes.apply(recompute(passes.tape(), passes.keep(), options.recompute, peak, &p->recomputed));
+    passes.apply(recompute(passes.tape(), passes.keep(), options.recompute, peak, &p->stats.recompute));
   }
   backend_passes(passes, backend, options, keep_all);
   p->fetches = passes.keep();

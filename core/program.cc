@@ -273,7 +273,7 @@ std::string Program::explain() const {
       "ops decomposed)\n",
       p.backend->name(), s.steps, s.reorders, s.packs, s.inner_reorders, s.decomposed);
   if (p.options.recompute.mode != RecomputeOptions::Mode::none)
-    text += p.recomputed.to_string(p.options.recompute) + "\n";
+    text += p.stats.recompute.to_string(p.options.recompute) + "\n";
   text += fmt::format(
       "memory: arena {:.2f} MB = {:.3f} x the largest live set ({:.2f} MB), {:.1f} % of the sum of all values ({:.2f} "
       "MB)\n",

@@ -31,6 +31,7 @@ struct ProgramStats {
   std::size_t arena_bytes = 0;       // what was allocated for intermediate values
   std::size_t sum_bytes = 0;         // the same without reuse
   std::size_t lower_bound_bytes = 0; // the largest set of values alive at once
+  RecomputeReport recompute;         // where CompileOptions asks for it
   std::size_t persistent_bytes = 0, scratch_bytes = 0, feed_bytes = 0;
 };
 

@@ -67,7 +67,6 @@ struct Program::Impl {
   BackendBuffer arena, scratch;
   std::vector<StepEntry> steps;
   ProgramStats stats;
-  RecomputeReport recomputed;
   std::uint64_t runs = 0;
 
   struct Feed { std::int32_t value; std::string name; bool fed = false; };

@@ -1,6 +1,8 @@
 #include "core/recompute.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <numeric>
 
 namespace sg {
@@ -207,6 +209,32 @@ Rewritten Checkpointing::rewrite(const std::vector<std::int32_t>& segments, cons
 }
 
 }  // namespace
+
+RecomputeOptions recompute_by_name(const std::string& text) {
+  const std::size_t colon = text.find(':');
+  const std::string word = text.substr(0, colon);
+  double number = 0;
+  bool good = colon == std::string::npos;
+  if (!good) {
+    const std::string argument = text.substr(colon + 1);
+    char* end = nullptr;
+    number = std::strtod(argument.c_str(), &end);
+    good = !argument.empty() && *end == '\0' && number > 0 && number < 1e9;
+  }
+  RecomputeOptions options;
+  if (good && text == "none") return options;
+  if (good && word == "scopes" && (colon == std::string::npos || number == std::floor(number))) {
+    options.mode = Mode::scopes;
+    if (colon != std::string::npos) options.scope_depth = static_cast<int>(number);
+    return options;
+  }
+  if (good && word == "budget" && colon != std::string::npos) {
+    options.mode = Mode::budget;
+    options.budget_bytes = static_cast<std::size_t>(number * 1e6);
+    return options;
+  }
+  fail(ErrorKind::usage, "recompute: '{}' is none of: none, scopes, scopes:DEPTH, budget:MEGABYTES", text);
+}
 
 std::string RecomputeReport::to_string(const RecomputeOptions& options) const {
   const auto mb = [](std::size_t bytes) { return static_cast<double>(bytes) / 1e6; };

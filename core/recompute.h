@@ -11,6 +11,7 @@
 #include <functional>
 #include <string>
 
+#include "core/error.h"
 #include "core/rewrite.h"
 
 namespace sg {
@@ -22,6 +23,9 @@ struct RecomputeOptions {
   int scope_depth = 1;  // names of a scope's path that count
   std::size_t budget_bytes = 0;
 };
+
+// From words: "none", "scopes", "scopes:2" (depth), "budget:200" (megabytes). Error{usage} saying so.
+RecomputeOptions recompute_by_name(const std::string& text);
 
 struct RecomputeReport {
   std::size_t segments = 0;                              // that are recorded again

@@ -9,6 +9,7 @@
 
 #include "core/backend.h"
 #include "core/error.h"
+#include "core/recompute.h"
 #include "models/optim.h"
 #include "models/quantizers/quantizer.h"
 #include "ops/estimator_table.h"
@@ -303,6 +304,24 @@ std::vector<ConfigField> make_fields() {
 
       {"backend", &C::backend, "Run", "", "where to compute", backends, 0, 0, kResume},
       {"threads", &C::threads, "Run", "", "CPU threads; 0: all cores", {}, 0, 1024, kResume},
+      {"recompute",
+       &C::recompute,
+       "Run",
+       "",
+       "trade time for memory: compute again what only gradients need; none, scopes, scopes:DEPTH or budget:MEGABYTES",
+       {},
+       0,
+       0,
+       kResume,
+       [](const std::string& text) { recompute_by_name(text); }},
+      {"isa", &C::isa, "Run", "", "instruction set of our own kernels on cpu; generic writes no machine code",
+       names<"auto", "generic", "avx2", "avx512">, 0, 0, kResume},
+      {"winograd", &C::winograd, "Run", "",
+       "convolutions by Winograd's algorithm: where expected to be faster, wherever possible, never",
+       names<"auto", "on", "off">, 0, 0, kResume},
+      {"tune", &C::tune, "Run", "",
+       "choose the algorithm of each convolution by a timed trial, kept in a file; cached: only by that file",
+       names<"off", "cached", "on">, 0, 0, kResume},
       {"check_finite",
        &C::check_finite,
        "Run",

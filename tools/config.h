@@ -43,6 +43,7 @@ struct TrainConfig {
 
   std::string backend = "cpu";
   std::int64_t threads = 0, seed = 1;
+  std::string recompute = "none", isa = "auto", winograd = "auto", tune = "off";
   bool check_finite = false;
   std::int64_t checkpoint_every = 500, log_every = 50;
 };

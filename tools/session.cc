@@ -36,6 +36,7 @@ bool parse_image_size(std::string_view text, ImageSize& out) {
 
 Backend& start_backend(const TrainConfig& config) {
   if (config.threads > 0) set_threads(static_cast<int>(config.threads));
+  set_cpu_options({.isa = config.isa, .winograd = config.winograd, .tune = config.tune});
   return backend(config.backend);
 }
 

@@ -87,7 +87,8 @@ Trainer::Trainer(const TrainRequest& request)
          fmt::join(flow_.problems, "\n"), program_name());
   std::vector<Value> fetches;
   for (const NamedValue& m : recorded_.metrics) fetches.push_back(m.value);
-  program_.emplace(compile(tape_, fetches, backend_, {.check_finite = config_.check_finite}));
+  program_.emplace(compile(tape_, fetches, backend_,
+                           {.check_finite = config_.check_finite, .recompute = recompute_by_name(config_.recompute)}));
 }
 
 Schedule Trainer::schedule() const {
@@ -115,6 +116,8 @@ void Trainer::print_heading() const {
   fmt::print("  {:.2f} million weights, {} {:g}, batch {}, backend {} with {} thread{}\n",
              static_cast<double>(weights) / 1e6, config_.optimizer, config_.lr, config_.batch, config_.backend,
              threads(), threads() == 1 ? "" : "s");
+  if (const RecomputeOptions again = recompute_by_name(config_.recompute); again.mode != RecomputeOptions::Mode::none)
+    fmt::print("  {}\n", program_->stats().recompute.to_string(again));
   fmt::print("  {} {} to {} ({:.2f} epochs in all), written to {}\n", request_.resume ? "resuming: steps" : "steps",
              step_ + 1, steps_, static_cast<double>(steps_) / static_cast<double>(steps_per_epoch_),
              folder_->path().string());

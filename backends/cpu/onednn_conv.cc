@@ -110,6 +110,14 @@ ConvAlgorithm choose(const LowerCtx& ctx, const ConvShape& s, ConvOp op) {
   return cpu::conv_algorithm(ctx, possible);
 }
 
+// Parts of the batch that a gradient of weights is summed in: enough for the threads of a usual machine, few enough
+// that adding them up costs little beside making them and that they fit in memory.
+std::int64_t parts_of(const ConvShape& s) {
+  constexpr std::int64_t kMost = 8, kPositions = 256, kFloats = std::int64_t{1} << 23;
+  const std::int64_t weights = s.kh * s.kw * s.c / s.groups * s.o, positions = s.n * s.ho * s.wo;
+  return std::clamp<std::int64_t>(std::min(positions / kPositions, kFloats / weights), 1, std::min(s.n, kMost));
+}
+
 WinogradUse winograd_for(ConvAlgorithm algorithm) {
   return algorithm == ConvAlgorithm::formula    ? winograd_use()
          : algorithm == ConvAlgorithm::winograd ? WinogradUse::always
@@ -204,16 +212,34 @@ std::unique_ptr<Step> lower_conv2d_weight_grad(LowerCtx& ctx) {
   const ConvAlgorithm algorithm = choose(ctx, s, ConvOp::weight_grad);
   if (auto step = cpu::winograd_weight_grad(ctx, s, winograd_for(algorithm))) return step;
   return onednn::guarded("conv2d_weight_grad", [&]() -> std::unique_ptr<Step> {
-    const onednn::ConvDesc d = conv_desc(s, algorithm);
-    const auto pd = onednn::backward_weights_pd(d, onednn::user_scratchpad(), onednn::engine());
+    // Parts of the batch, each summed by one thread, cut by the shape alone.
+    const std::int64_t images = (s.n + parts_of(s) - 1) / parts_of(s), parts = (s.n + images - 1) / images;
     auto step = std::make_unique<onednn::PrimitiveStep>();
     const dnnl::memory stored = onednn::memory_at(stored_weights(s), ctx.out<float>());
-    const bool direct = pd.diff_weights_desc() == stored.get_desc();
-    const dnnl::memory blocked = direct ? stored : step->in_scratch(pd.diff_weights_desc());
-    step->call<dnnl::convolution_backward_weights>(pd, {{DNNL_ARG_SRC, onednn::memory_at(d.src, ctx.in<float>(0))},
-                                                        {DNNL_ARG_DIFF_DST, onednn::memory_at(d.dst, ctx.in<float>(1))},
-                                                        {DNNL_ARG_DIFF_WEIGHTS, blocked}});
-    if (!direct) step->reorder(blocked, stored);
+    std::vector<onednn::PrimitiveStep::Part> calls;
+    std::vector<dnnl::memory> sums;
+    std::string name;
+    Md layout;
+    const onednn::OneThread one;
+    for (std::int64_t i = 0; i < parts; ++i) {
+      ConvShape part = s;
+      part.n = std::min(images, s.n - i * images);
+      onednn::ConvDesc d = conv_desc(part, algorithm);
+      if (i > 0) d.weights = layout;
+      const auto pd = onednn::backward_weights_pd(d, onednn::user_scratchpad(), onednn::engine());
+      if (i == 0) layout = pd.diff_weights_desc(), name = pd.impl_info_str();
+      sums.push_back(i == 0 && layout == stored.get_desc() ? stored : step->in_scratch(layout));
+      const float* x = ctx.in<float>(0) + i * images * s.h * s.w * s.c;
+      const float* y = ctx.in<float>(1) + i * images * s.ho * s.wo * s.o;
+      calls.push_back({dnnl::convolution_backward_weights(pd),
+                       pd.scratchpad_desc(),
+                       {{DNNL_ARG_SRC, onednn::memory_at(d.src, x)},
+                        {DNNL_ARG_DIFF_DST, onednn::memory_at(d.dst, y)},
+                        {DNNL_ARG_DIFF_WEIGHTS, sums.back()}}});
+    }
+    const dnnl::memory sum = sums[0];
+    step->sum_of_parts(std::move(calls), std::move(sums), name);
+    if (layout != stored.get_desc()) step->reorder(sum, stored);
     step->reserve(ctx);
     return step;
   });

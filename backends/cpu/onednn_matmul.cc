@@ -1,4 +1,6 @@
 // Matrix products by oneDNN. Batch axes are one axis to it; a transposed side is a pair of strides, never a copy.
+#include <algorithm>
+
 #include "backends/cpu/onednn_ops.h"
 #include "backends/cpu/onednn_step.h"
 #include "backends/cpu/plain_loops.h"
@@ -9,9 +11,43 @@ namespace {
 using onednn::Dims;
 using onednn::Md;
 
+constexpr auto kF32 = dnnl::memory::data_type::f32;
+
+// Parts of the inner axis where it is so long that oneDNN would split it by the number of threads; else 1. By the shape
+// alone.
+std::int64_t parts_of(const MatmulShape& s) {
+  constexpr std::int64_t kLong = 4096, kLongBeside = 8, kPart = 1024, kMost = 8;
+  return s.batch == 1 && s.k >= kLong && s.k >= kLongBeside * std::max(s.m, s.n) ? std::min(s.k / kPart, kMost) : 1;
+}
+
+std::unique_ptr<Step> in_parts(LowerCtx& ctx, const MatmulShape& s, const Md& c) {
+  auto step = std::make_unique<onednn::PrimitiveStep>();
+  const std::int64_t inner = (s.k + parts_of(s) - 1) / parts_of(s), a_step = s.transpose_a ? s.m : 1,
+                     b_step = s.transpose_b ? 1 : s.n;
+  std::vector<onednn::PrimitiveStep::Part> parts;
+  std::vector<dnnl::memory> sums;
+  std::string name;
+  const onednn::OneThread one;
+  for (std::int64_t first = 0; first < s.k; first += inner) {
+    const std::int64_t k = std::min(inner, s.k - first);
+    const Md a({s.m, k}, kF32, s.transpose_a ? Dims{1, s.m} : Dims{s.k, 1}),
+        b({k, s.n}, kF32, s.transpose_b ? Dims{1, s.k} : Dims{s.n, 1});
+    const auto pd = onednn::matmul_pd(a, b, c, onednn::user_scratchpad(), onednn::engine());
+    name = pd.impl_info_str();
+    sums.push_back(first == 0 ? onednn::memory_at(c, ctx.out<float>()) : step->in_scratch(c));
+    parts.push_back({dnnl::matmul(pd),
+                     pd.scratchpad_desc(),
+                     {{DNNL_ARG_SRC, onednn::memory_at(a, ctx.in<float>(0) + first * a_step)},
+                      {DNNL_ARG_WEIGHTS, onednn::memory_at(b, ctx.in<float>(1) + first * b_step)},
+                      {DNNL_ARG_DST, sums.back()}}});
+  }
+  step->sum_of_parts(std::move(parts), std::move(sums), name);
+  step->reserve(ctx);
+  return step;
+}
+
 // rows x columns, or (batch, rows, columns) where there is more than one, stored transposed or not.
 Md matrix(std::int64_t batch, std::int64_t rows, std::int64_t columns, bool transposed) {
-  constexpr auto kF32 = dnnl::memory::data_type::f32;
   const std::int64_t row_stride = transposed ? 1 : columns, column_stride = transposed ? rows : 1;
   if (batch == 1) return {Dims{rows, columns}, kF32, Dims{row_stride, column_stride}};
   return {Dims{batch, rows, columns}, kF32, Dims{rows * columns, row_stride, column_stride}};
@@ -32,6 +68,7 @@ std::unique_ptr<Step> lower_matmul(LowerCtx& ctx) {
   return onednn::guarded("matmul", [&]() -> std::unique_ptr<Step> {
     const Md a = matrix(s.batch, s.m, s.k, s.transpose_a), b = matrix(s.batch, s.k, s.n, s.transpose_b),
              c = matrix(s.batch, s.m, s.n, false);
+    if (parts_of(s) > 1) return in_parts(ctx, s, c);
     auto step = std::make_unique<onednn::PrimitiveStep>();
     step->call<dnnl::matmul>(onednn::matmul_pd(a, b, c, onednn::user_scratchpad(), onednn::engine()),
                              {{DNNL_ARG_SRC, onednn::memory_at(a, ctx.in<float>(0))},

@@ -6,6 +6,7 @@ namespace sg::onednn {
 namespace {
 
 constexpr std::size_t kAlign = 64;
+constexpr std::int64_t kDearSum = 32768;  // elements that are worth waking a thread for
 
 // A CPU stream of the OpenMP runtime keeps no state: one serves all programs.
 const dnnl::stream& stream() {
@@ -88,6 +89,47 @@ void PrimitiveStep::then(std::function<void()> f, std::string_view name) {
   calls_.push_back({{}, {}, std::move(f)});
   note(name);
 }
+
+void PrimitiveStep::sum_of_parts(std::vector<Part> parts, std::vector<dnnl::memory> sums, std::string_view name) {
+  std::vector<Call> calls;
+  for (Part& part : parts) {
+    if (part.scratchpad.get_size() != 0) part.args.emplace_back(DNNL_ARG_SCRATCHPAD, in_scratch(part.scratchpad));
+    Call& call = calls.emplace_back(Call{std::move(part.primitive), {}, {}});
+    for (auto& [index, memory] : part.args) {
+      call.args.push_back({index, memory.get()});
+      kept_.push_back(std::move(memory));
+    }
+  }
+  const auto count = static_cast<std::int64_t>(sums[0].get_desc().get_size() / sizeof(float));
+  const auto run_parts = [this, calls = std::move(calls), sums = std::move(sums), count] {
+    const auto n = static_cast<std::int64_t>(calls.size());
+    dnnl_status_t worst = dnnl_success;
+#pragma omp parallel for schedule(static)
+    for (std::int64_t i = 0; i < n; ++i) {
+      const Call& call = calls[static_cast<std::size_t>(i)];
+      const auto status = dnnl_primitive_execute(call.primitive.get(), stream().get(),
+                                                 static_cast<int>(call.args.size()), call.args.data());
+      if (status != dnnl_success) {
+#pragma omp critical
+        worst = status;
+      }
+    }
+    if (worst != dnnl_success)
+      fail(ErrorKind::backend, "oneDNN {}: {} failed with status {}", library_version(), detail_,
+           static_cast<int>(worst));
+    auto* sum = static_cast<float*>(sums[0].get_data_handle());
+    for (std::size_t k = 1; k < sums.size(); ++k) {
+      const auto* share = static_cast<const float*>(sums[k].get_data_handle());
+#pragma omp parallel for simd schedule(static) if (count > kDearSum)
+      for (std::int64_t i = 0; i < count; ++i) sum[i] += share[i];
+    }
+  };
+  calls_.push_back({{}, {}, run_parts});
+  note(fmt::format("{} in {} parts", name, parts.size()));
+}
+
+OneThread::OneThread() : threads_(omp_get_max_threads()) { omp_set_num_threads(1); }
+OneThread::~OneThread() { omp_set_num_threads(threads_); }
 
 void PrimitiveStep::reorder(const dnnl::memory& from, const dnnl::memory& to) {
   const dnnl::reorder::primitive_desc pd(engine(), from.get_desc(), engine(), to.get_desc(), user_scratchpad());

@@ -2,9 +2,9 @@
 //
 // Invariants: 1. primitives are made once, while lowering, with the user scratchpad mode: two programs may run the same
 // cached primitive at the same time. 2. run() only passes argument arrays that are already there. 3. It runs with the
-// number of threads that its primitives were made for, whatever was set since: their scratch is sized for it. 4. The
-// same number of threads gives the same bits; another one may not where oneDNN splits a sum over the threads
-// (conv2d_weight_grad, products with a long inner axis).
+// number of threads that its primitives were made for, whatever was set since: their scratch is sized for it. 4. Any
+// number of threads gives the same bits: where oneDNN would split a sum over the threads (the gradient of a
+// convolution's weights, products with a long inner axis) the sum is cut by the shape alone (sum_of_parts).
 #pragma once
 #include <utility>
 #include <vector>
@@ -33,6 +33,14 @@ class PrimitiveStep final : public Step {
   // Appends a plain function, run between the calls (it may read memories in scratch).
   void then(std::function<void()> f, std::string_view name);
   void reorder(const dnnl::memory& from, const dnnl::memory& to);
+  // A sum in parts: parts[i] writes its share to sums[i], all of one layout; the shares are then added to sums[0] in
+  // order. Each part runs on one thread (make its primitive under OneThread), so the number of threads changes no bit.
+  struct Part {
+    dnnl::primitive primitive;
+    Md scratchpad;
+    Args args;
+  };
+  void sum_of_parts(std::vector<Part> parts, std::vector<dnnl::memory> sums, std::string_view name);
   void reserve(LowerCtx& ctx);  // after the last call: asks for the scratch of all of them
 
   void run() override;
@@ -62,6 +70,18 @@ class PrimitiveStep final : public Step {
   void* bound_ = nullptr;
   int threads_;
   std::string detail_;
+};
+
+// While it lives, primitives are made for one thread.
+class OneThread {
+ public:
+  OneThread();
+  ~OneThread();
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int threads_;
 };
 
 inline dnnl::memory memory_at(const Md& md, const void* data) { return {md, engine(), const_cast<void*>(data)}; }
