@@ -36,6 +36,9 @@ struct TrainConfig {
   bool conditional = false;
   std::int64_t dim = 128, layers = 4, attention_heads = 4;
   double dropout = 0.1, corruption = 0;
+  std::string attention = "vq", head_type = "shga";
+  std::int64_t key_width = 64, block = 64, update = 256, sequence = 1024;
+  double commitment = 1e-4;
 
   std::string optimizer = "adam", schedule = "constant";
   double lr = 3e-4, weight_decay = 0.0, clip = 0.0;

@@ -38,6 +38,7 @@ int run_program(int argc, const char* const* argv) {
   add_decode(app);
   add_tokenize(app);
   add_sample(app);
+  add_generate(app);
   add_tape(app);
   add_audit(app);
   add_compare(app);

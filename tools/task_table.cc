@@ -9,6 +9,7 @@
 namespace sg::tools {
 
 TaskDef prior_task();
+TaskDef transformer_vq_task();
 TaskDef vqvae_task();
 TaskDef classifier_task();
 
@@ -19,6 +20,7 @@ std::vector<TaskDef>& rows() {
       vqvae_task(),
       prior_task(),
       classifier_task(),
+      transformer_vq_task(),
   };
   return table;
 }

@@ -17,6 +17,7 @@ void add_encode(CLI::App& app);
 void add_decode(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_sample(CLI::App& app);
+void add_generate(CLI::App& app);
 void add_tape(CLI::App& app);
 void add_audit(CLI::App& app);
 void add_compare(CLI::App& app);

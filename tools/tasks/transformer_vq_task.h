@@ -38,6 +38,10 @@ class TransformerVqTask : public Task {
   std::vector<Figure> evaluate(Backend& backend) override;
   std::string evaluated_on() const override;
 
+  // Of a model of rows: each sequence is the first row after a separator. Null where the data have no rows or attention
+  // keeps no memory.
+  std::unique_ptr<TokenGenerator> generator(std::int64_t sequences, Backend& backend) override;
+
   // `length` tokens after the prompt, drawn one by one; the same for the same seed. An empty prompt is the separator of
   // rows, or a line break. Error{usage}: attention that keeps no memory, a token outside the vocabulary.
   std::vector<std::int32_t> generate(std::span<const std::int32_t> prompt, std::int64_t length,
@@ -49,8 +53,8 @@ class TransformerVqTask : public Task {
   SegmentSizes sizes() const;
   Tensor segment_of(std::int64_t step) const;
 
-  TextData data_;         // empty without data
-  TextData vocabulary_;   // the same without tokens
+  TextData data_;        // empty without data
+  TextData vocabulary_;  // the same without tokens
   TransformerVq model_;
   TransformerVqTraining training_;
 };
