@@ -49,6 +49,7 @@ void add_bench(CLI::App& app) {
       "bench", "Time training steps, ops and start-up, against floors that are measured in the same run.");
   add_bench_step(*command);
   add_bench_start(*command);
+  add_bench_scaling(*command);
   add_bench_ops(*command);
   add_bench_nearest(*command);
   add_bench_rotation(*command);

@@ -7,6 +7,7 @@ namespace sg::tools {
 
 void add_bench_step(CLI::App& bench);
 void add_bench_start(CLI::App& bench);
+void add_bench_scaling(CLI::App& bench);
 void add_bench_ops(CLI::App& bench);
 void add_bench_nearest(CLI::App& bench);
 void add_bench_rotation(CLI::App& bench);
