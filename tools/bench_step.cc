@@ -1,23 +1,49 @@
 #include "tools/bench_step.h"
 
+#include <algorithm>
 #include <chrono>
 #include <map>
 
 #include "core/row_program.h"
-#include "tools/data/loader.h"
+#include "ops/op_ids.h"
 #include "tools/progress.h"
 #include "tools/session.h"
+#include "tools/task.h"
 
 namespace sg::tools {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
+bool reads_images(const TrainConfig& config) { return has_field(config.model, *find_field("data")); }
+
 double milliseconds(Clock::duration d) { return std::chrono::duration<double, std::milli>(d).count(); }
 
-ImageSize size_of_preset(const TrainConfig& config) {
-  const VqVaeConfig sizes = vqvae_preset(config.preset);
-  return {sizes.height, sizes.width, sizes.channels};
+// Drawn images, as many as a batch, where the model's data are images and none were named.
+TrainConfig with_drawn_data(TrainConfig config) {
+  if (!reads_images(config)) return config;
+  if (config.data == TrainConfig{}.data) config.data = "synthetic";
+  if (config.limit == 0) config.limit = config.batch;
+  return config;
+}
+
+// How many values an i32 input may have: as few as the tables that it points into have rows.
+std::int64_t values_of(const Tape& tape, std::int32_t input) {
+  std::vector<bool> same(static_cast<std::size_t>(tape.value_count()), false);
+  same[static_cast<std::size_t>(input)] = true;
+  std::int64_t least = 0;
+  for (const Instr& instr : tape.instrs())
+    for (std::size_t i = 0; i < instr.inputs.size(); ++i) {
+      if (!same[static_cast<std::size_t>(instr.inputs[i])]) continue;
+      if (op_def(instr.op).moves || op_def(instr.op).role == Role::alias) {
+        same[static_cast<std::size_t>(instr.outputs[0])] = true;
+        continue;
+      }
+      const std::int64_t limit =
+          instr.op == OpId::cross_entropy ? tape.type(instr.inputs[0]).shape[-1] : index_limit(tape, instr);
+      least = least == 0 ? limit : std::min(least, limit);
+    }
+  return std::max<std::int64_t>(least, 1);
 }
 
 std::string types_of(const Tape& tape, const Instr& instr) {
@@ -33,34 +59,41 @@ std::string types_of(const Tape& tape, const Instr& instr) {
 struct BenchStep::State {
   explicit State(const TrainConfig& config)
       : backend(start_backend(config)),
-        model(model_config(config, size_of_preset(config))),
-        training(model),
-        batch({DType::f32, {config.batch, model.config().height, model.config().width, model.config().channels}}),
+        task(make_task({with_drawn_data(config), reads_images(config) ? &data : nullptr})),
         rate(Tensor::full({DType::f32, {}}, config.lr)) {}
 
   Backend& backend;
-  VqVae model;
-  VqVaeTraining training;
-  Tensor batch, rate;
+  DataCache data;
+  std::unique_ptr<Task> task;
+  Tensor rate;
   Tape tape;
-  TrainStep step;
+  TaskStep step;
   std::optional<Program> program;
 };
 
 BenchStep::BenchStep(const TrainConfig& config, bool profile) : state_(std::make_unique<State>(config)) {
   State& s = *state_;
-  const ImageSize images = size_of_preset(config);
-  const ImageSet shapes = draw_shapes(config.batch, images.height, images.channels, 1);
-  copy_images(shapes, BatchOrder(shapes.count, config.batch, 1).indices(0), s.batch);
-  initialize_codebook(s.model, s.batch, s.backend);
-  data_ = fmt::format("{} of {}", config.batch, to_string(images));
+  if (reads_images(config)) s.task->start(s.backend);
+  data_ = fmt::format("{} {} of {}", s.task->units_per_step(), s.task->unit(), s.task->data_shape());
 
   const auto record_start = Clock::now();
-  s.step = build_train_step(s.tape, s.training);
+  s.step = s.task->record(s.tape, IfUnreachable::zero);
   const auto compile_start = Clock::now();
-  s.program.emplace(
-      compile(s.tape, s.step.fetches(), s.backend, {.check_finite = config.check_finite, .profile = profile}));
+  std::vector<Value> fetches;
+  for (const NamedValue& m : s.step.metrics) fetches.push_back(m.value);
+  s.program.emplace(compile(s.tape, fetches, s.backend, {.check_finite = config.check_finite, .profile = profile}));
   const auto first_start = Clock::now();
+  if (reads_images(config)) {
+    s.task->feed(*s.program, 0);
+    s.task->end_feeding();
+  } else {
+    for (const Instr& instr : s.tape.instrs())
+      if (op_def(instr.op).role == Role::input) {
+        const Value input = s.tape.value(instr.outputs[0]);
+        s.program->feed(input, drawn(input.type(), {.limit = values_of(s.tape, input.id)}));
+      }
+  }
+  s.program->feed(s.step.learning_rate, s.rate);
   run();
   first_run_ms = milliseconds(Clock::now() - first_start);
   first_step_s = seconds_since_start();
@@ -73,14 +106,14 @@ BenchStep::~BenchStep() = default;
 
 void BenchStep::run() {
   State& s = *state_;
-  s.program->feed(s.step.images, s.batch);
-  s.program->feed(s.step.learning_rate, s.rate);
   s.program->run();
-  loss_ = s.program->fetch_scalar(s.step.total);
+  loss_ = s.program->fetch_scalar(s.step.metrics.front().value);
 }
 
 const Program& BenchStep::program() const { return *state_->program; }
 Backend& BenchStep::backend() const { return state_->backend; }
+double BenchStep::units() const { return static_cast<double>(state_->task->units_per_step()); }
+std::string BenchStep::unit() const { return state_->task->unit(); }
 
 std::vector<StepPart> parts_of(const Tape& tape, Backend& backend, bool products_only) {
   std::vector<StepPart> parts;

@@ -10,8 +10,8 @@
 
 namespace sg::tools {
 
-// The compiled training step of a model, fed with drawn data: zeros as input take another time than data do. Making one
-// runs it once.
+// The compiled training step of a model, fed once with drawn data: zeros as input take another time than data do.
+// Making one runs it once.
 class BenchStep {
  public:
   explicit BenchStep(const TrainConfig& config, bool profile = false);  // Error{usage}
@@ -19,11 +19,13 @@ class BenchStep {
   BenchStep(const BenchStep&) = delete;
   BenchStep& operator=(const BenchStep&) = delete;
 
-  void run();  // feeds, runs, and reads the loss back
+  void run();  // and reads the loss back
   double loss() const { return loss_; }
   const Program& program() const;
   Backend& backend() const;
-  const std::string& data() const { return data_; }  // "128 of 28x28x1"
+  const std::string& data() const { return data_; }  // "128 images of 28x28x1"
+  double units() const;                              // of a step
+  std::string unit() const;                          // "images"
 
   // What went before: milliseconds of recording, compiling and the first run, and seconds since the process was started
   // at its end; instructions recorded.

@@ -26,19 +26,6 @@ const std::vector<float>& normals() {
 
 double bytes_of(const Tape& tape, std::int32_t value) { return static_cast<double>(tape.type(value).bytes()); }
 
-// Indices that an instruction takes are below the rows of the arrays that it takes them for.
-std::int64_t index_limit(const Tape& tape, const Instr& instr) {
-  for (const std::string_view rows : {"rows", "bins", "depth"})
-    if (instr.attrs.has(rows)) return instr.attrs.i(rows);
-  std::int64_t least = 0;
-  for (const std::int32_t input : instr.inputs) {
-    const TensorType& type = tape.type(input);
-    if (type.dtype != DType::i32 && type.shape.rank() >= 2)
-      least = least == 0 ? type.shape[0] : std::min(least, type.shape[0]);
-  }
-  return std::max<std::int64_t>(least, 1);
-}
-
 }  // namespace
 
 Tensor drawn(const TensorType& type, const DrawOptions& options) {
@@ -125,6 +112,18 @@ bool has_work(const Instr& instr) {
     default:
       return true;
   }
+}
+
+std::int64_t index_limit(const Tape& tape, const Instr& instr) {
+  for (const std::string_view rows : {"rows", "bins", "depth"})
+    if (instr.attrs.has(rows)) return instr.attrs.i(rows);
+  std::int64_t least = 0;
+  for (const std::int32_t input : instr.inputs) {
+    const TensorType& type = tape.type(input);
+    if (type.dtype != DType::i32 && type.shape.rank() >= 2)
+      least = least == 0 ? type.shape[0] : std::min(least, type.shape[0]);
+  }
+  return std::max<std::int64_t>(least, 1);
 }
 
 BenchWork isolate(const Tape& compiled, const Instr& instr, Backend& backend) {

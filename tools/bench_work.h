@@ -40,6 +40,9 @@ void make_program(BenchWork& work, Backend& backend, const CompileOptions& compi
 double product_flop(const Tape& tape, const Instr& instr);
 bool is_product(const Instr& instr);  // a matrix product or a convolution
 
+// How many values an index that the instruction takes may have, as far as its types and attributes tell.
+std::int64_t index_limit(const Tape& tape, const Instr& instr);
+
 // The instruction alone, on drawn inputs; variables and constants are the tape's own.
 BenchWork isolate(const Tape& compiled, const Instr& instr, Backend& backend);
 

@@ -1,5 +1,6 @@
 // Each command of `bench` on tiny sizes: it runs, its figures are all there and are JSON, wrong words are errors. No
 // time is asserted.
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "backends/backends.h"
@@ -14,8 +15,10 @@
 #include "tests/tools/temp_folder.h"
 #include "tools/bench_cases.h"
 #include "tools/bench_floor.h"
+#include "tools/bench_step.h"
 #include "tools/files.h"
 #include "tools/kernel_lab/lab.h"
+#include "tools/task.h"
 
 namespace sg::test {
 namespace {
@@ -90,6 +93,42 @@ TEST(Bench, StepByItsParts) {
   EXPECT_GT(parts["parts"].size(), floor["parts"].size());
   SG_EXPECT_CONTAINS(table, "nearest_code");
   SG_EXPECT_CONTAINS(table, "row_program");
+}
+
+TEST(Bench, StepAgainstOneWithOtherSettings) {
+  const Json figures = figures_of(kSmallStep + " --against '--estimator rotation' --rounds 2 --slice 0");
+  ASSERT_EQ(figures["against"]["variants"].size(), 2u);
+  EXPECT_EQ(figures["against"]["variants"][1]["name"], "--estimator rotation");
+  EXPECT_GT(figures["against"]["variants"][1]["ratio"]["median"].get<double>(), 0);
+  expect_fails("bench " + kSmallStep + " --against '--estimator magic'", 2, "unknown estimator 'magic'");
+  expect_fails("bench " + kSmallStep + " --against '--colour blue'", 2, "--against");
+}
+
+TEST(Bench, EveryModelHasAStepToTime) {
+  for (const std::string& model : task_names()) {
+    SCOPED_TRACE(model);
+    TrainConfig config = default_config(model);
+    config.batch = 2;
+    config.threads = 1;
+    BenchStep step(config);
+    EXPECT_TRUE(std::isfinite(step.loss()));
+    EXPECT_GT(step.units(), 0);
+    EXPECT_FALSE(parts_of(step.program().compiled_tape(), step.backend(), true).empty());
+  }
+}
+
+TEST(Bench, ScalingDrawsAPicture) {
+  const TempFolder folder;
+  const std::filesystem::path picture = folder / "scaling.png";
+  const Json figures = figures_of(
+      "scaling --rounds 1 --repeats 1 --warm 0 --threads 1 --batches 2,4 --codes 8 --code-dims 4 --thread-counts 1 "
+      "--with '--hidden 8 --residual-hidden 4 --init uniform' --picture " +
+      picture.string());
+  ASSERT_EQ(figures["axes"].size(), 4u);
+  EXPECT_EQ(figures["axes"][0]["points"][1]["value"], 4);
+  for (const Json& axis : figures["axes"])
+    for (const Json& point : axis["points"]) EXPECT_GT(point["step_ms"]["median"].get<double>(), 0) << axis["flag"];
+  EXPECT_GT(std::filesystem::file_size(picture), 1000u);
 }
 
 TEST(Bench, StartRunsProcessesOfItsOwn) {

@@ -40,8 +40,12 @@ Ints default_thread_counts() {
 }
 
 Panel panel(const Axis& axis, std::string title, const std::vector<std::vector<double>>& measured) {
-  Panel out{.title = std::move(title), .x_label = axis.label, .from_zero = true};
-  Curve median, least{.thin = true}, greatest{.thin = true};
+  Panel out;
+  out.title = std::move(title);
+  out.x_label = axis.label;
+  out.from_zero = true;
+  Curve median, least, greatest;
+  least.thin = greatest.thin = true;
   least.color = greatest.color = median.color = palette(0);
   for (std::size_t i = 0; i < axis.values.size(); ++i) {
     const Spread s = spread(measured[i]);

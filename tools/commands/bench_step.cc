@@ -13,13 +13,14 @@
 #include "tools/bench_process.h"
 #include "tools/commands/bench.h"
 #include "tools/progress.h"
+#include "tools/task.h"
 
 namespace sg::tools {
 namespace {
 
 using Json = nlohmann::ordered_json;
 // Of the settings: those that a step depends on.
-const std::vector<std::string_view> kGroups = {"Model", "Quantizer", "Training", "Run"};
+const std::vector<std::string_view> kGroups = {"Model", "Data", "Quantizer", "Training", "Run"};
 
 struct StepArguments {
   std::string model = TrainConfig{}.model;
@@ -95,6 +96,15 @@ void measure_parts(const StepArguments& a, BenchStep& step, std::string& table, 
 
 // ---- the step
 
+// As a word; empty where the model has it not.
+std::string setting(const TrainConfig& config, std::string_view key) {
+  const ConfigField& field = *find_field(key);
+  if (!has_field(config.model, field)) return "";
+  std::string text = text_of(config, field);
+  std::erase(text, '"');
+  return text;
+}
+
 // Settings given in one word, over those of the first step. Error{usage}.
 TrainConfig other_settings(const std::string& text, const TrainConfig& base) {
   CLI::App parser("--against");
@@ -122,8 +132,7 @@ void measure_against(const StepArguments& a, BenchStep& step, const TrainConfig&
 }
 
 void bench_step(const StepArguments& a) {
-  TrainConfig config = a.flags->over({});
-  config.model = a.model;
+  const TrainConfig config = a.flags->over(default_config(a.model));
   validate(config);
   BenchStep step(config, a.explain);
   for (std::int64_t i = 0; i < a.warm; ++i) step.run();
@@ -135,13 +144,13 @@ void bench_step(const StepArguments& a) {
   }
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2], best = times.front(), slow = times[times.size() * 9 / 10];
-  const double per_second = 1000.0 * static_cast<double>(config.batch) / median;
+  const double per_second = 1000.0 * step.units() / median;
   const ProgramStats stats = step.program().stats();
   const double peak_mb = peak_memory_mb();  // before parts and other steps take memory of their own
 
   Json figures = {{"model", config.model},
-                  {"preset", config.preset},
-                  {"estimator", config.estimator},
+                  {"preset", setting(config, "preset")},
+                  {"estimator", setting(config, "estimator")},
                   {"backend", config.backend},
                   {"batch", config.batch},
                   {"steps_timed", a.repeats},
@@ -164,12 +173,13 @@ void bench_step(const StepArguments& a) {
                   {"reorders", stats.reorders},
                   {"loss", step.loss()}};
   const auto mb = [](std::size_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
-  std::string table =
-      fmt::format("one training step: {} {}, batch {}, estimator {}, backend {}, {} threads\n", config.model,
-                  config.preset, step.data(), config.estimator, config.backend, threads());
+  std::string table = fmt::format("one training step: {}, {}", config.model, step.data());
+  for (const char* key : {"preset", "estimator", "backend"})
+    if (const std::string value = setting(config, key); !value.empty()) table += fmt::format(", {} {}", key, value);
+  table += fmt::format(", {} threads\n", threads());
   table += fmt::format("  time of a step      median {:.1f} ms, best {:.1f}, 90 % below {:.1f}   ({} steps)\n", median,
                        best, slow, a.repeats);
-  table += fmt::format("  a second            {:.0f} of the batch\n", per_second);
+  table += fmt::format("  a second            {:.0f} {}\n", per_second, step.unit());
   table += fmt::format("  recording           {:.1f} ms for {} instructions\n", step.record_ms, step.instructions);
   table += fmt::format("  compiling           {:.1f} ms\n", step.compile_ms);
   table += fmt::format("  first step done     {:.2f} s after the program was started\n", step.first_step_s);
@@ -195,11 +205,8 @@ struct StartArguments {
 
 void bench_start(const StartArguments& a) {
   start_bench(a.options);
-  const std::vector<std::string> known = find_field("model")->choices();
-  const std::vector<std::string> models = a.models.empty() ? known : a.models;
-  for (const std::string& model : models)
-    if (std::find(known.begin(), known.end(), model) == known.end())
-      fail(ErrorKind::usage, "model '{}' is unknown; choose one of: {}", model, fmt::join(known, ", "));
+  const std::vector<std::string> models = a.models.empty() ? task_names() : a.models;
+  for (const std::string& model : models) task_def(model);  // or an error that lists them
   constexpr std::array kTimes = {"first_step_s", "record_ms", "compile_ms", "first_run_ms", "peak_rss_mb"};
   // seconds or megabytes, [quantity][model][round]
   std::map<std::string, std::map<std::string, std::vector<double>>> values;
@@ -238,7 +245,7 @@ void bench_start(const StartArguments& a) {
 void add_bench_step(CLI::App& bench) {
   CLI::App* command = bench.add_subcommand("step", "One training step of a model, on drawn images.");
   const auto a = std::make_shared<StepArguments>();
-  command->add_option("model", a->model, "which model")->capture_default_str();
+  command->add_option("model", a->model, "which model: " + model_list())->capture_default_str();
   command->add_option("--repeats", a->repeats, "steps to time")->check(CLI::Range(1, 1000000))->capture_default_str();
   command->add_option("--warm", a->warm, "steps before that")->check(CLI::Range(0, 1000000))->capture_default_str();
   command->add_flag("--explain", a->explain, "time each kind of step and list the compiled program");
@@ -247,7 +254,7 @@ void add_bench_step(CLI::App& bench) {
   command->add_option("--against", a->against,
                       "settings of another step, in one word, to be timed in turns with this one");
   add_bench_options(*command, a->options, false);
-  a->flags = std::make_unique<ConfigFlags>(*command, kGroups);
+  a->flags = std::make_unique<ConfigFlags>(*command, kGroups, "model");
   command->footer(
       "Examples:\n  stopgrad bench step\n  stopgrad bench step vqvae --preset large --threads 1 --estimator rotation "
       "--json -\n  stopgrad bench step --parts\n  stopgrad bench step --against \"--estimator rotation\"");
