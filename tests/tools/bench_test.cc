@@ -139,7 +139,7 @@ TEST(Bench, StartRunsProcessesOfItsOwn) {
 }
 
 TEST(Bench, WrongWordsAreErrors) {
-  expect_fails("bench", 2, "choose one of: step, start, ops");
+  expect_fails("bench", 2, "choose one of: step, start, scaling, ops");
   expect_fails("bench nosuch", 2, "'nosuch' is no benchmark; choose one of: step");
   expect_fails("bench step --nosuch", 2, "--nosuch");
   expect_fails("bench ops --only nosuch", 2, "nothing is called 'nosuch'; there are: add, mul");
