@@ -39,8 +39,11 @@ std::int64_t values_of(const Tape& tape, std::int32_t input) {
         same[static_cast<std::size_t>(instr.outputs[0])] = true;
         continue;
       }
-      const std::int64_t limit =
-          instr.op == OpId::cross_entropy ? tape.type(instr.inputs[0]).shape[-1] : index_limit(tape, instr);
+      const bool labels = instr.op == OpId::cross_entropy;
+      if (!labels && instr.op != OpId::gather_rows && instr.op != OpId::scatter_add_rows && instr.op != OpId::one_hot &&
+          instr.op != OpId::histogram)
+        continue;
+      const std::int64_t limit = labels ? tape.type(instr.inputs[0]).shape[-1] : index_limit(tape, instr);
       least = least == 0 ? limit : std::min(least, limit);
     }
   return std::max<std::int64_t>(least, 1);
