@@ -243,10 +243,14 @@ EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std:
 }
 
 Pictures reconstruct(const VqVae& model, const ImageSet& images, std::int64_t count, Backend& backend) {
+  return reconstruct(image_model(model), images, count, backend);
+}
+
+Pictures reconstruct(const ImageModel& model, const ImageSet& images, std::int64_t count, Backend& backend) {
   count = std::min(count, images.count);
   Tape tape;
   const Value input = input_of(tape, images, count);
-  const Value made = model(input).images;
+  const Value made = model.make(input).images;
   Program program = compile(tape, {made}, backend);
   Pictures out{Tensor(input.type()), Tensor()};
   std::vector<std::int32_t> indices(static_cast<std::size_t>(count));

@@ -74,6 +74,7 @@ double cross_entropy(const Tensor& logits, std::span<const std::int32_t> labels)
 struct Pictures {
   Tensor originals, reconstructions;
 };
+Pictures reconstruct(const ImageModel& model, const ImageSet& images, std::int64_t count, Backend& backend);
 Pictures reconstruct(const VqVae& model, const ImageSet& images, std::int64_t count, Backend& backend);
 
 }  // namespace sg::tools

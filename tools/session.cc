@@ -44,15 +44,8 @@ DataOptions data_options(const TrainConfig& config) {
   return {config.data, config.data_dir, config.image_size, config.channels, config.limit};
 }
 
-VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images, std::int64_t steps) {
-  VqVaeConfig c;
-  c.height = images.height;
-  c.width = images.width;
-  c.channels = images.channels;
-  c.hidden = config.hidden;
-  c.residual = config.residual_hidden;
-  c.residual_blocks = config.residual_blocks;
-  QuantizerConfig& q = c.quantizer;
+QuantizerConfig quantizer_config(const TrainConfig& config) {
+  QuantizerConfig q;
   q.quantizer = config.quantizer;
   q.dim = config.code_dim;
   q.codes = config.codes;
@@ -83,6 +76,18 @@ VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images, std
   q.dither = config.dither;
   q.scales = config.scales;
   q.phi = config.phi;
+  return q;
+}
+
+VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images, std::int64_t steps) {
+  VqVaeConfig c;
+  c.height = images.height;
+  c.width = images.width;
+  c.channels = images.channels;
+  c.hidden = config.hidden;
+  c.residual = config.residual_hidden;
+  c.residual_blocks = config.residual_blocks;
+  c.quantizer = quantizer_config(config);
   c.balance_commitment = config.balance_commitment;
   c.batch = config.batch;
   c.optimizer = config.optimizer;

@@ -27,6 +27,7 @@ inline ImageSize size_of(const ImageSet& set) { return {set.height, set.width, s
 Backend& start_backend(const TrainConfig& config);
 
 DataOptions data_options(const TrainConfig& config);
+QuantizerConfig quantizer_config(const TrainConfig& config);
 // Of the models that are a VqVae with some quantizer. cosine_decay etc. as in the settings; steps: of the run, where
 // they are not config.steps (--epochs). Error{usage}: sizes that the model cannot have.
 VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images, std::int64_t steps = 0);

@@ -11,6 +11,7 @@ namespace sg::tools {
 TaskDef prior_task();
 TaskDef transformer_vq_task();
 TaskDef vqvae_task();
+TaskDef vqgan_task();
 TaskDef classifier_task();
 
 namespace {
@@ -18,6 +19,7 @@ namespace {
 std::vector<TaskDef>& rows() {
   static std::vector<TaskDef> table{
       vqvae_task(),
+      vqgan_task(),
       prior_task(),
       classifier_task(),
       transformer_vq_task(),

@@ -182,7 +182,8 @@ void check_vqgan(const TrainConfig& config) {
          "--weight-decay and --clip");
   if (config.balance_commitment)
     fail(ErrorKind::usage, "vqgan has no --balance-commitment: its adaptive weight balances the adversary, not this");
-  if (!config.lpips_weights.empty() && (config.perceptual == "none" || std::filesystem::is_directory(config.perceptual)))
+  if (!config.lpips_weights.empty() &&
+      (config.perceptual == "none" || std::filesystem::is_directory(config.perceptual)))
     fail(ErrorKind::usage, "--lpips-weights are of VGG16's layers; --perceptual '{}' names no file of VGG16's weights",
          config.perceptual);
 }
