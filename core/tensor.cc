@@ -1,5 +1,8 @@
 #include "core/tensor.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstdlib>
 #include <cstring>
 
@@ -23,6 +26,21 @@ decltype(auto) with_type(DType t, F f) {
   internal_error("with_type", fmt::format("no element type {}", static_cast<int>(t)), Loc::current());
 }
 
+// Of a large block the whole pages are handed back to the system, which gives them again as zeros when they are first
+// touched: zeros that nobody touches take no memory.
+void fill_with_zeros(std::byte* p, std::size_t bytes) {
+  constexpr std::size_t kLarge = std::size_t{4} << 20;
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const std::size_t head = (page - reinterpret_cast<std::uintptr_t>(p) % page) % page;
+  const std::size_t middle = bytes < kLarge ? 0 : (bytes - head) / page * page;
+  if (middle == 0 || madvise(p + head, middle, MADV_DONTNEED) != 0) {
+    std::memset(p, 0, bytes);
+    return;
+  }
+  std::memset(p, 0, head);
+  std::memset(p + head + middle, 0, bytes - head - middle);
+}
+
 }  // namespace
 
 void AlignedDelete::operator()(std::byte* p) const { std::free(p); }
@@ -31,7 +49,7 @@ AlignedBytes allocate_aligned(std::size_t bytes, bool zeroed) {
   const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + 63) / 64 * 64;
   auto* p = static_cast<std::byte*>(std::aligned_alloc(64, rounded));
   if (p == nullptr) fail(ErrorKind::backend, "out of memory: {} bytes were asked for", rounded);
-  if (zeroed) std::memset(p, 0, rounded);
+  if (zeroed) fill_with_zeros(p, rounded);
   return AlignedBytes(p);
 }
 

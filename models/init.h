@@ -16,6 +16,19 @@ Tensor normal_init(Shape shape, double mean, double deviation, std::uint32_t see
 // output channels x kernel area instead, and so do our layers.
 Tensor fan_in_uniform(Shape shape, std::int64_t fan_in, std::uint32_t seed, std::string_view name);
 
+// While one lives, the functions above (of this thread) leave their tensors at zero: large ones take no memory then
+// (allocate_aligned), and none takes time. For asking a model how large it is.
+class ZeroInitialValues {
+ public:
+  ZeroInitialValues();
+  ~ZeroInitialValues();
+  ZeroInitialValues(const ZeroInitialValues&) = delete;
+  ZeroInitialValues& operator=(const ZeroInitialValues&) = delete;
+
+ private:
+  bool before_;
+};
+
 // A generator of numbers for host-side algorithms (k-means): the same for the same (seed, name).
 class HostRandom {
  public:

@@ -1,5 +1,7 @@
 #include "models/vqvae_training.h"
 
+#include <algorithm>
+
 #include "core/autodiff.h"
 #include "core/program.h"
 #include "models/losses.h"
@@ -31,14 +33,16 @@ VqVaeTraining::VqVaeTraining(VqVae& model)
     : model_(model),
       optimizer_(optimizer_by_name(model.config().optimizer, model.parameters(), model.config().weight_decay)),
       random_("training.random", Tensor::of<std::int32_t>({2}, {static_cast<std::int32_t>(model.config().seed), 0})),
-      ring_("training.ring", Tensor({DType::f32, {model.config().window, model.quantizer().all_codes()}})),
+      ring_("training.ring",
+            Tensor({DType::f32, {model.config().window, std::max<std::int64_t>(model.quantizer().all_codes(), 1)}})),
       slot_("training.slot", Tensor({DType::i32, {}})),
       step_("training.step", Tensor({DType::i32, {}})) {}
 
 std::vector<Variable*> VqVaeTraining::checkpoint() {
   std::vector<Variable*> all = model_.variables();
   for (Variable* v : optimizer_->state()) all.push_back(v);
-  all.insert(all.end(), {&random_, &ring_, &slot_, &step_});
+  all.insert(all.end(), {&random_, &step_});
+  if (model_.quantizer().all_codes() > 0) all.insert(all.end(), {&ring_, &slot_});
   return all;
 }
 
@@ -112,8 +116,6 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training, IfUnreachable un
   updates.commit();
 
   const Scope scope(tape, "statistics");
-  const Value counts = book_histogram(quantizer, quantized.indices);
-  const Value window = windowed_counts(tape, training.ring(), training.slot(), counts);
   tape.assign(training.step(), tape.read(training.step()) + 1);
   advance_random_state(tape, training.random());
   step.metrics = {{"loss", step.total}, {"reconstruction", step.reconstruction}};
@@ -121,14 +123,18 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training, IfUnreachable un
   const auto log = [&](const std::vector<NamedValue>& more) {
     step.metrics.insert(step.metrics.end(), more.begin(), more.end());
   };
-  log({{"usage", usage(counts)},
-       {"perplexity", perplexity(counts, quantizer.books())},
-       {"usage_window", usage(window)},
-       {"perplexity_window", perplexity(window, quantizer.books())}});
-  log(row_statistics(quantized.z, quantized.q).named());
-  log({{"grad_reconstruction", norm_of(from_reconstruction)},
-       {"grad_commitment", from_losses ? norm_of(from_losses) : tape.constant(0.0, {DType::f32, {}})},
-       {"grad_norm", norm}});
+  if (quantizer.all_codes() > 0) {
+    const Value counts = book_histogram(quantizer, quantized.indices);
+    const Value window = windowed_counts(tape, training.ring(), training.slot(), counts);
+    log({{"usage", usage(counts)},
+         {"perplexity", perplexity(counts, quantizer.books())},
+         {"usage_window", usage(window)},
+         {"perplexity_window", perplexity(window, quantizer.books())}});
+    log(row_statistics(quantized.z, quantized.q).named());
+  }
+  log({{"grad_reconstruction", norm_of(from_reconstruction)}});
+  if (from_losses) log({{"grad_commitment", norm_of(from_losses)}});
+  log({{"grad_norm", norm}});
   if (gamma) step.metrics.push_back({"gamma", gamma});
   return step;
 }
@@ -159,6 +165,7 @@ std::vector<FlowExpectation> flow_contract(const TrainStep& step, const VqVae& m
 }
 
 std::vector<Value> Evaluation::fetches() const {
+  if (!counts) return {squared_error, reconstructions};
   return {squared_error, quantization_error, relative_error, counts, reconstructions};
 }
 
@@ -179,6 +186,7 @@ Evaluation evaluate_reconstructions(Value images, Value weights, Value reconstru
 
   const Scope scope(*images.tape, "evaluation");
   e.squared_error = sum(weights * sum(square(reconstructions - images), {1, 2, 3}));
+  if (quantizer.all_codes() == 0) return e;
   e.rows = quantized.z.shape()[0] / batch;
   e.width = quantized.z.shape()[1];
   const auto repeated = [&](std::int64_t times) {

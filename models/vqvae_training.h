@@ -58,10 +58,10 @@ struct TrainStep {
 //   norm_ratio, norm_ratio_p5, norm_ratio_p95     |q| / |z|
 //   angle, angle_p5, angle_p95                    degrees between z and q
 //   grad_reconstruction, grad_commitment          Euclidean norm of d term / d encoder output: of the reconstruction,
-//                                                 and of the quantizer's losses together, weighted
+//                                                 and of the quantizer's losses together, weighted, where it has any
 //   gamma                                         weight of the commitment loss, where it is balanced
 //   grad_norm                                     of all parameters' gradients together, before clipping
-// untrained: what becomes of a parameter that no loss reaches. An error, or a gradient of zero, which audit_step()
+// Those from usage to angle_p95 only where the quantizer has codes. untrained: what becomes of a parameter that no loss reaches. An error, or a gradient of zero, which audit_step()
 // names.
 TrainStep build_train_step(Tape& tape, VqVaeTraining& training, IfUnreachable untrained = IfUnreachable::error);
 
@@ -74,6 +74,7 @@ std::vector<FlowExpectation> flow_contract(const TrainStep& step, const VqVae& m
 
 // Sums over the images of a batch, each image weighted: fill a last, partial batch with any images of weight 0. Divide
 // by the totals of the weights (and by elements of an image, or rows of an image) to get exact means over a data set.
+// Without codes (quantizer none) only the squared error and the reconstructions are there; the others are null.
 struct Evaluation {
   Value images, weights;             // inputs: f32 (N,H,W,C), f32 (N)
   Value reconstructions;             // (N,H,W,C)

@@ -286,7 +286,8 @@ std::vector<ConfigField> make_fields() {
        &C::revive,
        kCodebook,
        "codebook",
-       "codes whose average count a step falls below this are replaced; 0: never. With lru: after as many unused steps",
+       "codes whose average count a step falls below this are replaced; 0: never; -1: 1, or 0 where the rule of --codebook "
+       "sets no single code. With lru: after as many unused steps",
        {},
        0,
        kBig},

@@ -31,7 +31,7 @@ struct TrainConfig {
   double gamma = 0.25, origin_decay = 0.99;
   bool balance_commitment = false;
   std::string codebook = "ema", init = "kmeans", assignment = "nearest", revival_policy = "threshold";
-  double normal_deviation = 1.0, ema_decay = 0.99, ema_eps = 1e-5, beta = 1.0, inner_rate = 1.0, revive = 1.0;
+  double normal_deviation = 1.0, ema_decay = 0.99, ema_eps = 1e-5, beta = 1.0, inner_rate = 1.0, revive = -1.0;
   double orthogonal = 0, entropy = 0, diversity = 0, entropy_temperature = 0.01;
   std::int64_t heads = 4, levels = 4, code_width = 8;
   bool shared_books = false;

@@ -59,7 +59,7 @@ QuantizerConfig quantizer_config(const TrainConfig& config) {
   q.inner_rate = config.inner_rate;
   q.assignment = assignment_by_name(config.assignment);
   q.revival_policy = revival_by_name(config.revival_policy);
-  q.revival = config.revive;
+  q.revival = config.revive >= 0 ? config.revive : sets_single_codes(q.codebook) ? 1 : 0;
   q.beta = config.beta;
   q.gamma = config.gamma;
   q.orthogonal = config.orthogonal;

@@ -8,6 +8,8 @@
 
 namespace sg::tools {
 
+TaskDef ae_task();
+TaskDef fsq_ae_task();
 TaskDef prior_task();
 TaskDef transformer_vq_task();
 TaskDef vqvae_task();
@@ -20,6 +22,8 @@ std::vector<TaskDef>& rows() {
   static std::vector<TaskDef> table{
       vqvae_task(),
       vqgan_task(),
+      ae_task(),
+      fsq_ae_task(),
       prior_task(),
       classifier_task(),
       transformer_vq_task(),

@@ -13,6 +13,7 @@
 #include "tools/curves.h"
 #include "tools/files.h"
 #include "tools/flow_report.h"
+#include "tools/memory.h"
 #include "tools/program.h"
 #include "tools/progress.h"
 #include "tools/session.h"
@@ -45,6 +46,7 @@ class Trainer {
   const TrainRequest& request_;
   const TrainConfig& config_;
   Backend& backend_;
+  std::size_t available_;  // bytes of memory, before anything was made
   DataCache own_data_;
   std::unique_ptr<Task> task_;
   std::int64_t steps_per_epoch_, steps_;
@@ -64,7 +66,8 @@ Trainer::Trainer(const TrainRequest& request)
     : request_(request),
       config_(request.config),
       backend_(start_backend(config_)),
-      task_(make_task({config_, request.data != nullptr ? request.data : &own_data_})),
+      available_(available_memory()),
+      task_(make_task_that_fits({config_, request.data != nullptr ? request.data : &own_data_}, available_)),
       steps_per_epoch_(task_->steps_per_epoch()),
       steps_(task_->total_steps()) {
   if (config_.warmup >= steps_)
@@ -89,6 +92,7 @@ Trainer::Trainer(const TrainRequest& request)
   for (const NamedValue& m : recorded_.metrics) fetches.push_back(m.value);
   program_.emplace(compile(tape_, fetches, backend_,
                            {.check_finite = config_.check_finite, .recompute = recompute_by_name(config_.recompute)}));
+  require_memory(*task_, program_->stats(), available_);
 }
 
 Schedule Trainer::schedule() const {

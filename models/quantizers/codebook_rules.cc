@@ -44,7 +44,7 @@ void check_together(const QuantizerConfig& c) {
   if (!c.estimator.def.estimate) refuse("the estimator has no function");
   if (c.assignment != Assignment::nearest && c.estimator.def.assign)
     refuse("assignment {}: the estimator {} assigns codes itself", to_string(c.assignment), c.estimator.text());
-  if (c.revival > 0 && (c.codebook == CodebookUpdate::simvq || c.codebook == CodebookUpdate::frozen))
+  if (c.revival > 0 && !sets_single_codes(c.codebook))
     refuse("revival {}: under the codebook rule {} no code can be set by itself; revival 0 is needed", c.revival, rule);
   if (c.revival == 0 && c.revival_policy != Revival::threshold)
     refuse("revival policy {} with revival 0, which revives nothing: set revival", to_string(c.revival_policy));

@@ -21,6 +21,10 @@ enum class CodebookUpdate : std::uint8_t {
   alternating,  // an inner step on the codebook loss before the codes are used; nothing else moves them (2305.08842)
   frozen,       // never
 };
+// Whether a single code can be set anew (by revival): not where it is made of parameters that all codes share.
+inline bool sets_single_codes(CodebookUpdate rule) {
+  return rule != CodebookUpdate::simvq && rule != CodebookUpdate::frozen;
+}
 enum class CodebookInit : std::uint8_t {
   uniform,      // U(-1/K, 1/K)
   normal,       // N(0, normal_deviation^2)

@@ -9,6 +9,7 @@
 #include "models/quantizers/grouped.h"
 #include "models/quantizers/latent.h"
 #include "models/quantizers/multi_scale.h"
+#include "models/quantizers/none.h"
 #include "models/quantizers/projected.h"
 #include "models/quantizers/residual.h"
 #include "models/quantizers/vector_quantizer.h"
@@ -108,6 +109,7 @@ void register_quantizer(QuantizerDef def) {
 
 std::unique_ptr<Quantizer> make_quantizer(Module& parent, std::string_view name_in_parent,
                                           const QuantizerConfig& config) {
+  if (config.quantizer == "none") return std::make_unique<NoQuantizer>(parent, name_in_parent, config);
   std::string known;
   for (const QuantizerDef& def : table()) {
     if (def.name == config.quantizer) return def.make(parent, name_in_parent, config);

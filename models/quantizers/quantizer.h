@@ -95,7 +95,8 @@ const std::vector<QuantizerDef>& quantizer_table();
 std::vector<std::string> quantizer_names();
 // Adds a row; Error{usage} where the name is empty or taken. Call it at the start of main().
 void register_quantizer(QuantizerDef def);
-// Error{usage} listing the rows, or naming the setting that makes no sense.
+// Of the row `config.quantizer`; "none", which is no row, passes rows on as they are and has 0 codes. Error{usage}
+// listing the rows, or naming the setting that makes no sense.
 std::unique_ptr<Quantizer> make_quantizer(Module& parent, std::string_view name_in_parent,
                                           const QuantizerConfig& config);
 

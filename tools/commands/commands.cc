@@ -48,11 +48,13 @@ class ModelFormatter : public CLI::Formatter {
 
 }  // namespace
 
-ConfigFlags::ConfigFlags(CLI::App& command, std::vector<std::string_view> groups, const std::string& model_option) {
+ConfigFlags::ConfigFlags(CLI::App& command, std::vector<std::string_view> groups, const std::string& model_option,
+                         std::vector<std::string_view> except) {
   if (!model_option.empty()) command.formatter(std::make_shared<ModelFormatter>(*this, model_option));
   for (const ConfigField& field : config_fields()) {
     const std::string_view group = field.group.substr(0, field.group.find(" ("));
     if (field.key == "model" || std::find(groups.begin(), groups.end(), group) == groups.end()) continue;
+    if (std::find(except.begin(), except.end(), field.key) != except.end()) continue;
     const std::string help = wrapped(field.full_help());
     CLI::Option* option = std::visit(
         [&](auto member) -> CLI::Option* {

@@ -31,7 +31,9 @@ void add_toy(CLI::App& app);
 // shows the flags and the defaults of that model, otherwise those of all.
 class ConfigFlags {
  public:
-  ConfigFlags(CLI::App& command, std::vector<std::string_view> groups, const std::string& model_option = "");
+  // except: keys that the command has flags of its own for.
+  ConfigFlags(CLI::App& command, std::vector<std::string_view> groups, const std::string& model_option = "",
+              std::vector<std::string_view> except = {});
   bool given(std::string_view key) const;
   // `base`, then its preset where --preset was given, then the other flags that were given. Error{usage}: a flag that
   // the model of `base` has not.

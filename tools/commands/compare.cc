@@ -8,7 +8,7 @@ namespace sg::tools {
 namespace {
 
 struct CompareArguments {
-  std::string model, config, out, estimators, quantizers, codebooks;
+  std::string model, config, out, estimators, quantizers, codebooks, codes;
   std::vector<std::string> vary;
   std::int64_t seeds = 3, jobs = 1;
   bool list = false, pictures = false;
@@ -22,6 +22,11 @@ CompareRequest request_of(const CompareArguments& a) {
   if (!a.config.empty()) s = read_comparison(a.config);
   if (!a.model.empty()) s.base = with_model(s.base, a.model);
   s.base = a.flags->over(s.base);
+  const bool codes_vary = a.codes.find(',') != std::string::npos;
+  if (!a.codes.empty() && !codes_vary) {
+    require_field(s.base.model, *find_field("codes"));
+    set_from_text(s.base, *find_field("codes"), a.codes);
+  }
   validate(s.base);
   if (a.seeds_option->count() > 0) s.seeds = a.seeds;
   if (a.pictures) s.pictures = true;
@@ -29,6 +34,7 @@ CompareRequest request_of(const CompareArguments& a) {
   for (const auto& [key, values] :
        {std::pair{"quantizer", &a.quantizers}, {"estimator", &a.estimators}, {"codebook", &a.codebooks}})
     if (!values->empty()) vary.push_back(fmt::format("{}={}", key, *values));
+  if (codes_vary) vary.push_back(fmt::format("codes={}", a.codes));
   vary.insert(vary.end(), a.vary.begin(), a.vary.end());
   if (!vary.empty()) s.vary = std::move(vary);
   const std::filesystem::path config(a.config);
@@ -59,6 +65,9 @@ void add_compare(CLI::App& app) {
   command->add_option("--estimators", a->estimators, "short for --vary estimator=...");
   command->add_option("--quantizers", a->quantizers, "short for --vary quantizer=...");
   command->add_option("--codebooks", a->codebooks, "short for --vary codebook=...");
+  command->add_option("--codes", a->codes,
+                      "number of codes K, of each book; several, as 256,1024: short for --vary codes=...\n"
+                      "A scalar grid (fsq, lfq, bsq) takes its levels or bits from it");
   a->seeds_option = command->add_option("--seeds", a->seeds, "runs of each arm, with --seed and the numbers after it")
                         ->check(CLI::Range(1, 1000))
                         ->capture_default_str();
@@ -73,12 +82,15 @@ void add_compare(CLI::App& app) {
   command->add_flag("--list", a->list, "say which runs there are and what is done of them, and stop");
   command->add_flag("--pictures", a->pictures, "reconstructions and curves of each run, too");
   a->flags = std::make_unique<ConfigFlags>(
-      *command, std::vector<std::string_view>{"Model", "Data", "Quantizer", "Training", "Run"}, "model");
+      *command, std::vector<std::string_view>{"Model", "Data", "Quantizer", "Training", "Run"}, "model",
+      std::vector<std::string_view>{"codes"});
   command->footer(
       "All runs of a seed have the same data, initial weights and batches.\n"
       "Examples:\n"
       "  stopgrad compare --estimators ste,rotation --seeds 3 --steps 400\n"
       "  stopgrad compare --vary estimator=ste,rotation --vary init=uniform,kmeans --out runs/factorial\n"
+      "  stopgrad compare --quantizers vq,fsq,lfq --codes 256,1024,4096\n"
+      "  stopgrad compare --vary model=ae,vqvae,fsq-ae --seeds 1\n"
       "  stopgrad compare --config runs/factorial/compare.toml");
   command->callback([a] { compare(request_of(*a)); });
 }

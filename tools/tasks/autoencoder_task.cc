@@ -40,7 +40,9 @@ class AutoencoderTask : public ImageTask, private Tokenizer {
     return out;
   }
 
-  std::vector<std::string> parts() const override { return {"evaluate", "encode", "decode"}; }
+  std::vector<std::string> parts() const override {
+    return coded() ? std::vector<std::string>{"evaluate", "encode", "decode"} : std::vector<std::string>{"evaluate"};
+  }
   void record_part(Tape& tape, std::string_view part) override {
     if (part == "evaluate")
       build_evaluation(tape, model_, config().batch);
@@ -57,17 +59,21 @@ class AutoencoderTask : public ImageTask, private Tokenizer {
   std::vector<std::string> heading() const override;
   std::vector<std::string> first_step(const Metrics& m) const override;
   std::string progress(const Metrics& m) const override {
-    return fmt::format("loss {:.4f}  mse {:.4f}  codes {:.0f}/{}", metric(m, "loss"), metric(m, "reconstruction"),
-                       std::round(metric(m, "usage_window") * static_cast<double>(all_codes())), all_codes());
+    const std::string errors = fmt::format("loss {:.4f}  mse {:.4f}", metric(m, "loss"), metric(m, "reconstruction"));
+    return !coded()
+               ? errors
+               : fmt::format("{}  codes {:.0f}/{}", errors,
+                             std::round(metric(m, "usage_window") * static_cast<double>(all_codes())), all_codes());
   }
   std::vector<CurvePanel> curves() const override;
 
   std::vector<Figure> evaluate(Backend& backend) override;
   std::vector<std::string> write_files(const RunFolder& folder, Backend& backend) override;
-  const Tokenizer* tokenizer() const override { return this; }
+  const Tokenizer* tokenizer() const override { return coded() ? this : nullptr; }
 
  private:
   const Quantizer& quantizer() const { return model_.quantizer(); }
+  bool coded() const { return all_codes() > 0; }
   std::int64_t all_codes() const { return quantizer().all_codes(); }
 
   Encoding encode(Tape& tape, std::int64_t batch) const override { return build_encode(tape, model_, batch); }
@@ -82,13 +88,17 @@ class AutoencoderTask : public ImageTask, private Tokenizer {
 
 std::vector<std::string> AutoencoderTask::heading() const {
   const VqVaeConfig& c = model_.config();
+  std::vector<std::string> lines{fmt::format("{} on {}", config().model, described_data())};
+  if (!coded()) {
+    lines.push_back(fmt::format("each image becomes {}x{} rows of {} numbers, which are not quantized",
+                                c.latent_height(), c.latent_width(), quantizer().dim()));
+    return lines;
+  }
   const double rows = static_cast<double>(c.latent_height() * c.latent_width());
-  std::vector<std::string> lines{
-      fmt::format("{} on {}", config().model, described_data()),
-      fmt::format("each image becomes {}x{} rows of {:.1f} bits ({:.0f} bits, of {} as stored)", c.latent_height(),
-                  c.latent_width(), quantizer().bits_per_row(), rows * quantizer().bits_per_row(),
-                  data().train.image_bytes() * 8),
-      fmt::format("{}: {}", config().quantizer, quantizer().describe())};
+  lines.push_back(fmt::format("each image becomes {}x{} rows of {:.1f} bits ({:.0f} bits, of {} as stored)",
+                              c.latent_height(), c.latent_width(), quantizer().bits_per_row(),
+                              rows * quantizer().bits_per_row(), data().train.image_bytes() * 8));
+  lines.push_back(fmt::format("{}: {}", config().quantizer, quantizer().describe()));
   if (!estimated_ && config().estimator != TrainConfig{}.estimator)
     lines.push_back(fmt::format("note: {} has a gradient of its own; --estimator {} is not used", config().quantizer,
                                 config().estimator));
@@ -98,12 +108,16 @@ std::vector<std::string> AutoencoderTask::heading() const {
 // What the rotation trick and others are most often brought down by shows before anything is trained: codes that are
 // much shorter than what they stand for, few codes in use, one loss term that outweighs the other at z.
 std::vector<std::string> AutoencoderTask::first_step(const Metrics& m) const {
+  if (!coded()) return {};
   const double ratio = metric(m, "norm_ratio"), reconstruction = metric(m, "grad_reconstruction"),
                commitment = metric(m, "grad_commitment");
-  std::vector<std::string> lines{fmt::format(
-      "|q|/|z| {:.3g}, {:.0f} of {} codes used, gradient at z: {:.1f} % reconstruction, {:.1f} % commitment", ratio,
-      std::round(metric(m, "usage") * static_cast<double>(all_codes())), all_codes(),
-      100 * reconstruction / (reconstruction + commitment), 100 * commitment / (reconstruction + commitment))};
+  std::vector<std::string> lines{fmt::format("|q|/|z| {:.3g}, {:.0f} of {} codes used", ratio,
+                                             std::round(metric(m, "usage") * static_cast<double>(all_codes())),
+                                             all_codes())};
+  if (!std::isnan(commitment))
+    lines.back() += fmt::format(", gradient at z: {:.1f} % reconstruction, {:.1f} % commitment",
+                                100 * reconstruction / (reconstruction + commitment),
+                                100 * commitment / (reconstruction + commitment));
   const bool scaled = BoundEstimator(config().estimator).def.jacobian.find("|q|/|z|") != std::string::npos;
   if (estimated_ && scaled && ratio < 0.1)
     lines.push_back(
@@ -161,10 +175,20 @@ std::function<void(TrainConfig&)> sizes(std::string_view preset) {
 
 void check_vqvae(const TrainConfig& config) {
   if (config.ema_decay >= 1) fail(ErrorKind::usage, "--ema-decay is {}; it must be below 1", config.ema_decay);
+  if (config.revive < 0 && config.revive != -1)
+    fail(ErrorKind::usage, "--revive is {}; it must be -1 (by the codebook's rule) or at least 0", config.revive);
   if (config.codes * config.code_dim > std::int64_t{1} << 30)
     fail(ErrorKind::usage, "--codes {} times --code-dim {} is a codebook of {:.1f} GB; at most 4 GB is supported",
          config.codes, config.code_dim,
          4e-9 * static_cast<double>(config.codes) * static_cast<double>(config.code_dim));
+}
+
+// A model that has one kind of quantizer, whatever the settings say.
+std::function<std::unique_ptr<Task>(const TaskSetup&)> with_quantizer(std::string name) {
+  return [name](TaskSetup setup) {
+    setup.config.quantizer = name;
+    return std::make_unique<AutoencoderTask>(setup);
+  };
 }
 
 }  // namespace
@@ -176,6 +200,29 @@ TaskDef vqvae_task() {
           [](const TaskSetup& setup) { return std::make_unique<AutoencoderTask>(setup); },
           {{"fashion", sizes("fashion")}, {"large", sizes("large")}},
           check_vqvae};
+}
+
+TaskDef ae_task() {
+  return {"ae",
+          "the same network without a quantizer: what the codes cost",
+          "images network rows",
+          with_quantizer("none"),
+          {{"fashion", sizes("fashion")}, {"large", sizes("large")}}};
+}
+
+TaskDef fsq_ae_task() {
+  // A number of codes that the paper has a grid for.
+  const auto with_codes = [](std::string_view preset) {
+    return [apply = sizes(preset)](TrainConfig& config) {
+      apply(config);
+      config.codes = 1024;
+    };
+  };
+  return {"fsq-ae",
+          "the same network with finite scalar quantization (2309.15505)",
+          "images network codes grid",
+          with_quantizer("fsq"),
+          {{"fashion", with_codes("fashion")}, {"large", with_codes("large")}}};
 }
 
 }  // namespace sg::tools
