@@ -160,12 +160,13 @@ class Fuser {
     return std::nullopt;
   }
 
-  // A region computes in one real type; i32 values are masks.
+  // A region computes in one real type, bf16 in f32; i32 values are masks.
   std::optional<DType> real_type(int i) const {
+    const auto computed_in = [](DType t) { return t == DType::bf16 ? DType::f32 : t; };
     for (std::int32_t v : at(i).outputs)
-      if (is_real(type(v).dtype)) return type(v).dtype;
+      if (is_real(type(v).dtype)) return computed_in(type(v).dtype);
     for (std::int32_t v : at(i).inputs)
-      if (is_real(type(v).dtype)) return type(v).dtype;
+      if (is_real(type(v).dtype)) return computed_in(type(v).dtype);
     return std::nullopt;
   }
   bool same_real_type(int i, int j) const { return real_type(i) == real_type(j); }

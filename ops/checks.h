@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "core/attrs.h"
 #include "core/error.h"
 #include "core/shape.h"
 
@@ -32,6 +33,13 @@ inline void same_dtype(std::string_view op, std::string_view what_a, const Tenso
 
 inline void rank(std::string_view op, std::string_view what, const TensorType& t, int wanted, std::string_view axes) {
   if (t.shape.rank() != wanted) fail(ErrorKind::shape, "{}: {} must be {}, got {}", op, what, axes, to_string(t.shape));
+}
+
+// The type of a product's sums: the operands', or f32 where a backend's rewrite leaves sums of bf16 unrounded ("f32").
+inline DType sum_dtype(std::string_view op, const TensorType& operand, const Attrs& attrs) {
+  if (!attrs.has("f32")) return operand.dtype;
+  if (operand.dtype != DType::bf16) fail(ErrorKind::attribute, "{}: f32 sums of {}", op, to_string(operand.dtype));
+  return DType::f32;
 }
 
 // An attribute list of `count` entries, each at least `least`.

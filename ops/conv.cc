@@ -135,7 +135,7 @@ Types infer_conv2d_weight_grad(std::span<const TensorType> in, const Attrs& attr
   if (out.h != y[1] || out.w != y[2])
     fail(ErrorKind::shape, "{}: y is {}x{}, but conv2d with a {}x{} kernel maps {}x{} to {}x{}", op, y[1], y[2], k[0],
          k[1], x[1], x[2], out.h, out.w);
-  return {{in[0].dtype, Shape{k[0], k[1], x[3] / o.groups, y[3]}}};
+  return {{checks::sum_dtype(op, in[0], attrs), Shape{k[0], k[1], x[3] / o.groups, y[3]}}};
 }
 
 std::array<std::int64_t, 2> image_size(Value x) { return {x.shape()[1], x.shape()[2]}; }

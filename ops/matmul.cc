@@ -38,7 +38,7 @@ std::vector<TensorType> infer_matmul(std::span<const TensorType> in, const Attrs
   if (batch_of(a) != batch_of(b))
     fail(ErrorKind::shape, "matmul: batch extents {} and {} do not fit", to_string(batch_of(a)),
          to_string(batch_of(b)));
-  return {{in[0].dtype, with_batch(batch_of(a), a[ta ? -1 : -2], b[tb ? -2 : -1])}};
+  return {{checks::sum_dtype("matmul", in[0], attrs), with_batch(batch_of(a), a[ta ? -1 : -2], b[tb ? -2 : -1])}};
 }
 
 // C = A' B', where ' is the optional transposition: dA' = G B'^T, dB' = A'^T G, and the same transposed.

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "backends/backends.h"
+#include "backends/cpu/bf16.h"
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/onednn_compat.h"
 #include "backends/cpu/onednn_ops.h"
@@ -58,12 +59,14 @@ class CpuBackend final : public Backend {
   }
 
   bool supports(const Tape& tape, const Instr& instr) const override {
-    const DType t = tape.type(instr.outputs[0]).dtype;
-    return onednn_lowering(instr.op) ? t == DType::f32 || t == DType::f64 : has_kernel(tape, instr);
+    return onednn_lowering(instr.op) ? is_real(tape.type(instr.outputs[0]).dtype) : has_kernel(tape, instr);
   }
   std::unique_ptr<Step> lower(LowerCtx& ctx) override {
     const LowerFn lower = onednn_lowering(ctx.instr().op);
-    return lower ? lower(ctx) : lower_kernel(ctx);
+    if (lower == nullptr) return lower_kernel(ctx);
+    if (ctx.in_type(0).dtype == DType::bf16)
+      cpu::require_bf16(fmt::format("backend 'cpu': {}", op_def(ctx.instr().op).name));
+    return lower(ctx);
   }
   // Products and convolutions read their inputs many times while they write.
   bool in_place(const Tape& tape, const Instr& instr, int i, int output) const override {
@@ -71,14 +74,19 @@ class CpuBackend final : public Backend {
   }
   bool row_op(const Tape& tape, const Instr& instr) const override { return has_row_kernel(tape, instr); }
   Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override {
-    Rewritten rows = compose_rows(tape);
-    if (rows.tape == nullptr) return fuse_conv_bias(tape, keep);
-    std::vector<std::int32_t> kept;
-    for (const std::int32_t v : keep) kept.push_back(rows.map[static_cast<std::size_t>(v)]);
-    Rewritten convs = fuse_conv_bias(*rows.tape, kept);
-    if (convs.tape == nullptr) return rows;
-    convs.map = compose(rows.map, convs.map);
-    return convs;
+    Rewritten result{nullptr, {}};
+    std::vector<std::int32_t> kept(keep.begin(), keep.end());
+    const auto then = [&](Rewritten next) {
+      if (next.tape == nullptr) return;
+      for (std::int32_t& v : kept) v = next.map[static_cast<std::size_t>(v)];
+      if (result.tape != nullptr) next.map = compose(result.map, next.map);
+      result = std::move(next);
+    };
+    const auto now = [&]() -> const Tape& { return result.tape == nullptr ? tape : *result.tape; };
+    then(compose_rows(tape));
+    then(keep_gradient_sums(now(), kept));
+    then(fuse_conv_bias(now(), kept));
+    return result;
   }
 
   // Subnormal numbers count as zero while steps run, as inputs and as results. An average that decays (the sums of a

@@ -38,7 +38,7 @@ class Matcher {
     if (add == kNone) return kNone;
     const auto& operands = at(add).inputs;
     const std::int32_t bias = operands[0] == y ? operands[1] : operands[0];
-    if (tape_.type(bias).shape != Shape{tape_.type(y).shape[3]}) return kNone;
+    if (tape_.type(bias).shape != Shape{tape_.type(y).shape[3]} || has_no_elements(at(conv))) return kNone;
     const std::int32_t relu = only_user(at(add).outputs[0], OpId::relu);
     chain = {conv, bias, relu != kNone};
     return relu != kNone ? relu : add;
@@ -46,6 +46,7 @@ class Matcher {
 
  private:
   const Instr& at(std::int32_t i) const { return tape_.instrs()[static_cast<std::size_t>(i)]; }
+  bool has_no_elements(const Instr& conv) const { return tape_.type(conv.inputs[0]).shape.elements() == 0; }
   std::int32_t only_user(std::int32_t value, OpId op) const {
     const auto v = static_cast<std::size_t>(value);
     if (uses_[v] != 1 || users_[v] == kNone || at(users_[v]).op != op) return kNone;

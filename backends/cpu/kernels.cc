@@ -101,10 +101,22 @@ const Entry* find(OpId op) {
   return nullptr;
 }
 
-bool uses_bf16(const Tape& tape, const Instr& instr) {
-  const auto is_bf16 = [&](std::int32_t v) { return tape.type(v).dtype == DType::bf16; };
-  return std::any_of(instr.inputs.begin(), instr.inputs.end(), is_bf16) ||
-         std::any_of(instr.outputs.begin(), instr.outputs.end(), is_bf16);
+// Sums, norms, tables and searches are done in f32: what they lose in bf16 is what training needs.
+bool takes_bf16(OpId op) {
+  switch (op) {
+    case OpId::transpose:
+    case OpId::broadcast:
+    case OpId::slice:
+    case OpId::concat:
+    case OpId::pad:
+    case OpId::upsample:
+    case OpId::avg_pool:
+      return true;
+    default: {
+      const auto kind = cpu::row_kernel(op).kind;
+      return kind != cpu::RowKernel::none && kind != cpu::RowKernel::reduction;
+    }
+  }
 }
 
 }  // namespace
@@ -122,17 +134,21 @@ cpu::RowKernel cpu::row_kernel(OpId op) {
 bool has_row_kernel(const Tape& tape, const Instr& instr) {
   const cpu::RowKernel kernel = cpu::row_kernel(instr.op);
   if (kernel.kind == cpu::RowKernel::none) return false;
-  // One real type per region keeps the executor a template over it; i32 holds masks only.
+  // One real type to compute in per region keeps the executor a template over it (bf16 is computed in f32); i32 holds
+  // masks only.
   const DType in = tape.type(instr.inputs[0]).dtype, out = tape.type(instr.outputs[0]).dtype;
-  if (uses_bf16(tape, instr)) return false;
   if (kernel.kind == cpu::RowKernel::where) return is_real(out);
   if (kernel.kind == cpu::RowKernel::compare) return is_real(in);
-  if (kernel.kind == cpu::RowKernel::cast) return in == DType::i32 && out == DType::f32;
+  if (kernel.kind == cpu::RowKernel::cast) {
+    const auto single = [](DType t) { return t == DType::f32 || t == DType::bf16; };
+    return single(out) && (single(in) || in == DType::i32);
+  }
+  if (kernel.kind == cpu::RowKernel::reduction && in == DType::bf16) return false;
   return is_real(in) && in == out;
 }
 
 bool has_kernel(const Tape& tape, const Instr& instr) {
-  return find(instr.op) != nullptr && !uses_bf16(tape, instr);
+  return find(instr.op) != nullptr && (takes_bf16(instr.op) || !cpu::uses_bf16(tape, instr));
 }
 
 std::unique_ptr<Step> lower_kernel(LowerCtx& ctx) {

@@ -11,6 +11,7 @@ namespace sg::cpu {
 namespace {
 
 constexpr Index kTile = 32;
+constexpr Index kPoolBlock = 128;  // channels whose sums are made at a time
 
 // dst[i . dst_stride] = src[i . src_stride] for all i in dims, last axis fastest.
 struct StridedCopy {
@@ -122,7 +123,7 @@ void run_copy(const StridedCopy& c, const W* src, W* dst) {
 // f(W{}) with W an integer as wide as an element.
 template <class F>
 StepPtr with_width(DType t, F f) {
-  return size_of(t) == 8 ? f(std::uint64_t{}) : f(std::uint32_t{});
+  return size_of(t) == 8 ? f(std::uint64_t{}) : size_of(t) == 2 ? f(std::uint16_t{}) : f(std::uint32_t{});
 }
 
 StepPtr copy_step(LowerCtx& ctx, StridedCopy copy, Index src_offset) {
@@ -241,7 +242,7 @@ StepPtr lower_pad(LowerCtx& ctx, int) {
   int last = in.rank() - 1;
   while (last > 0 && in[last] == out[last]) --last;
   const bool spread = in.rank() == 0 || std::any_of(interior.begin(), interior.end(), [](Index i) { return i > 0; });
-  return with_any(ctx.out_type().dtype, [&](auto element) {
+  return with_stored(ctx.out_type().dtype, [&](auto element) {
     using T = decltype(element);
     const T value = static_cast<T>(ctx.attrs().d("value"));
     const T* x = ctx.in<T>(0);
@@ -281,30 +282,43 @@ StepPtr lower_pad(LowerCtx& ctx, int) {
   });
 }
 
+template <class T>
+struct PoolSum {
+  using type = T;
+};
+template <>
+struct PoolSum<BFloat16> {
+  using type = float;
+};
+
 // y[n,i,j,c] = sum of x over the window at (i sh - top, j sw - left), over its area; padding counts as zeros.
 StepPtr lower_avg_pool(LowerCtx& ctx, int) {
   const Shape in = ctx.in_type(0).shape, out = ctx.out_type().shape;
   const auto &window = ctx.attrs().ints("window"), &stride = ctx.attrs().ints("stride"), &pad = ctx.attrs().ints("pad");
-  return with_real(ctx.out_type().dtype, [&](auto element) {
+  return with_stored(ctx.out_type().dtype, [&](auto element) -> StepPtr {
     using T = decltype(element);
+    using Sum = typename PoolSum<T>::type;
     return make_step([=, wh = window[0], ww = window[1], sh = stride[0], sw = stride[1], top = pad[0], left = pad[1],
                       x = ctx.in<T>(0), y = ctx.out<T>()] {
       const Index h = in[1], w = in[2], c = in[3], ho = out[1], wo = out[2];
-      const T scale = static_cast<T>(1.0 / static_cast<double>(wh * ww));
+      const Sum scale = static_cast<Sum>(1.0 / static_cast<double>(wh * ww));
       parallel_rows(in[0] * ho * wo, c * wh * ww, kGrain, [&](Index begin, Index end) {
         for (Index o = begin; o < end; ++o) {
           const Index n = o / (ho * wo), i0 = o / wo % ho * sh - top, j0 = o % wo * sw - left;
           T* to = y + o * c;
-          std::fill_n(to, c, T{0});
-          for (Index i = std::max<Index>(0, i0); i < std::min(h, i0 + wh); ++i) {
-            for (Index j = std::max<Index>(0, j0); j < std::min(w, j0 + ww); ++j) {
-              const T* from = x + ((n * h + i) * w + j) * c;
+          for (Index first = 0; first < c; first += kPoolBlock) {
+            const Index count = std::min(kPoolBlock, c - first);
+            Sum sums[kPoolBlock] = {};
+            for (Index i = std::max<Index>(0, i0); i < std::min(h, i0 + wh); ++i) {
+              for (Index j = std::max<Index>(0, j0); j < std::min(w, j0 + ww); ++j) {
+                const T* from = x + ((n * h + i) * w + j) * c + first;
 #pragma omp simd
-              for (Index k = 0; k < c; ++k) to[k] += from[k];
+                for (Index k = 0; k < count; ++k) sums[k] += static_cast<Sum>(from[k]);
+              }
             }
-          }
 #pragma omp simd
-          for (Index k = 0; k < c; ++k) to[k] *= scale;
+            for (Index k = 0; k < count; ++k) to[first + k] = static_cast<T>(sums[k] * scale);
+          }
         }
       });
     });

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <utility>
 
@@ -21,6 +22,9 @@ StepPtr lower_binary(LowerCtx& ctx, int code);    // simd::Binary
 StepPtr lower_compare(LowerCtx& ctx, int code);   // simd::Compare
 StepPtr lower_where(LowerCtx& ctx, int);
 StepPtr lower_cast(LowerCtx& ctx, int);
+
+bool is_dear(simd::Unary u);  // with exponentials or the like
+std::pair<double, double> unary_parameters(simd::Unary u, const Attrs& attrs);
 
 enum class Reduction : int { sum, max, min };
 StepPtr lower_reduction(LowerCtx& ctx, int code); // Reduction
@@ -58,6 +62,12 @@ struct RowKernel {
 };
 RowKernel row_kernel(OpId op);
 
+// kernels_bf16.cc: elementwise ops with operands or a result in bf16, computed in f32 and rounded.
+bool uses_bf16(const Tape& tape, const Instr& instr);
+StepPtr lower_bf16_elementwise(LowerCtx& ctx, RowKernel kernel);
+StepPtr lower_bf16_cast(LowerCtx& ctx);
+bool exact_in_bf16(RowKernel kernel);  // of operands in bf16 it makes only numbers that bf16 holds
+
 StepPtr lower_uniform(LowerCtx& ctx, int);
 StepPtr lower_normal(LowerCtx& ctx, int);
 
@@ -77,6 +87,18 @@ template <class F> StepPtr with_real(DType t, F f) {
 }
 template <class F> StepPtr with_any(DType t, F f) {
   return t == DType::i32 ? f(std::int32_t{}) : with_real(t, f);
+}
+// bf16 too, for kernels that only move elements or convert them.
+template <class F> StepPtr with_stored(DType t, F f) {
+  return t == DType::bf16 ? f(BFloat16{}) : with_any(t, f);
+}
+
+// Truncates; what i32 cannot hold goes to its nearest bound, NaN to 0.
+inline std::int32_t to_i32(double v) {
+  using Int = std::numeric_limits<std::int32_t>;
+  constexpr double above = 2147483648.0;
+  if (!(v > -above)) return v <= -above ? Int::min() : 0;
+  return v < above ? static_cast<std::int32_t>(v) : Int::max();
 }
 
 template <class F> StepPtr make_step(F f, std::string detail = {}) {

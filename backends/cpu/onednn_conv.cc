@@ -3,6 +3,7 @@
 // backward-data primitive itself: oneDNN's deconvolution costs 4 % more (35 % in bf16) for the same work.
 #include <algorithm>
 
+#include "backends/cpu/lowering.h"
 #include "backends/cpu/onednn_ops.h"
 #include "backends/cpu/onednn_step.h"
 #include "backends/cpu/plain_loops.h"
@@ -19,26 +20,29 @@ using onednn::Dims;
 using onednn::Md;
 
 constexpr auto kF32 = dnnl::memory::data_type::f32;
+using onednn::data_type;
+using Type = dnnl::memory::data_type;
 
-Md nhwc(std::int64_t n, std::int64_t h, std::int64_t w, std::int64_t c) {
-  return {{n, c, h, w}, kF32, dnnl::memory::format_tag::nhwc};
+Md nhwc(Type type, std::int64_t n, std::int64_t h, std::int64_t w, std::int64_t c) {
+  return {{n, c, h, w}, type, dnnl::memory::format_tag::nhwc};
 }
 
 // Our (KH,KW,C/G,O), O counting group by group, as oneDNN sees it.
-Md stored_weights(const ConvShape& s) {
+Md stored_weights(const ConvShape& s, Type type) {
   const std::int64_t cg = s.c / s.groups, og = s.o / s.groups;
-  if (s.groups == 1) return {Dims{s.o, s.c, s.kh, s.kw}, kF32, Dims{1, s.o, s.kw * s.c * s.o, s.c * s.o}};
-  return {Dims{s.groups, og, cg, s.kh, s.kw}, kF32, Dims{og, 1, s.o, s.kw * cg * s.o, cg * s.o}};
+  if (s.groups == 1) return {Dims{s.o, s.c, s.kh, s.kw}, type, Dims{1, s.o, s.kw * s.c * s.o, s.c * s.o}};
+  return {Dims{s.groups, og, cg, s.kh, s.kw}, type, Dims{og, 1, s.o, s.kw * cg * s.o, cg * s.o}};
 }
 
-onednn::ConvDesc conv_desc(const ConvShape& s, ConvAlgorithm algorithm) {
+// `weights` is of another type than the rest where a weight's gradient is summed.
+onednn::ConvDesc conv_desc(const ConvShape& s, ConvAlgorithm algorithm, Type type, Type weights) {
   onednn::ConvDesc d;
   if (algorithm == ConvAlgorithm::automatic) d.algorithm = dnnl::algorithm::convolution_auto;
-  d.src = nhwc(s.n, s.h, s.w, s.c);
-  d.dst = nhwc(s.n, s.ho, s.wo, s.o);
+  d.src = nhwc(type, s.n, s.h, s.w, s.c);
+  d.dst = nhwc(type, s.n, s.ho, s.wo, s.o);
   d.weights = s.groups == 1
-                  ? Md({s.o, s.c, s.kh, s.kw}, kF32, dnnl::memory::format_tag::any)
-                  : Md({s.groups, s.o / s.groups, s.c / s.groups, s.kh, s.kw}, kF32, dnnl::memory::format_tag::any);
+                  ? Md({s.o, s.c, s.kh, s.kw}, weights, dnnl::memory::format_tag::any)
+                  : Md({s.groups, s.o / s.groups, s.c / s.groups, s.kh, s.kw}, weights, dnnl::memory::format_tag::any);
   d.strides = {s.stride_h, s.stride_w};
   d.dilation = {s.dilation_h - 1, s.dilation_w - 1};
   d.pad_before = {s.pad_top, s.pad_left};
@@ -46,12 +50,15 @@ onednn::ConvDesc conv_desc(const ConvShape& s, ConvAlgorithm algorithm) {
   return d;
 }
 
-bool by_onednn(const LowerCtx& ctx, const ConvShape& s) { return ctx.in_type(0).dtype == DType::f32 && !s.empty(); }
+bool by_onednn(const LowerCtx& ctx, const ConvShape& s) { return ctx.in_type(0).dtype != DType::f64 && !s.empty(); }
+bool in_f32(const LowerCtx& ctx) { return ctx.in_type(0).dtype == DType::f32; }
 
-// f(T{}) with T the element type of the instruction.
+// f(T{}) with T the element type of the instruction. Without elements in some operand a result in bf16 is all zeros.
 template <class F>
-std::unique_ptr<Step> plain_step(DType dtype, F f) {
+std::unique_ptr<Step> plain_step(LowerCtx& ctx, F f) {
   constexpr auto kDetail = "plain loops";
+  const DType dtype = ctx.in_type(0).dtype;
+  if (dtype == DType::bf16) return onednn::zeros(ctx);
   if (dtype == DType::f32) return std::make_unique<FunctionStep>([f] { f(float{}); }, kDetail);
   return std::make_unique<FunctionStep>([f] { f(double{}); }, kDetail);
 }
@@ -60,6 +67,10 @@ std::unique_ptr<Step> plain_step(DType dtype, F f) {
 void relu_in_place(float* y, std::int64_t count) {
 #pragma omp parallel for simd schedule(static)
   for (std::int64_t i = 0; i < count; ++i) y[i] = y[i] < 0.0f ? 0.0f : y[i];
+}
+void relu_in_place(BFloat16* y, std::int64_t count) {
+#pragma omp parallel for simd schedule(static)
+  for (std::int64_t i = 0; i < count; ++i) y[i].bits = static_cast<float>(y[i]) < 0.0f ? std::uint16_t{0} : y[i].bits;
 }
 
 // dst[0..count) += src[0..count)
@@ -103,6 +114,7 @@ constexpr std::int64_t kFewChannels = 4;
 constexpr std::int64_t kColumnsPossible = 16;
 
 ConvAlgorithm choose(const LowerCtx& ctx, const ConvShape& s, ConvOp op) {
+  if (!in_f32(ctx)) return ConvAlgorithm::formula;
   std::vector<ConvAlgorithm> possible{ConvAlgorithm::direct, ConvAlgorithm::automatic};
   if (winograd_use() != WinogradUse::never && cpu::winograd_possible(s, op))
     possible.push_back(ConvAlgorithm::winograd);
@@ -125,18 +137,33 @@ WinogradUse winograd_for(ConvAlgorithm algorithm) {
 }
 
 std::unique_ptr<Step> transpose_by_columns(LowerCtx& ctx, const ConvShape& s) {
-  const std::int64_t rows = s.n * s.ho * s.wo, taps = s.kh * s.kw * s.c;
-  const Md y({rows, s.o}, kF32, Dims{s.o, 1}), w({s.o, taps}, kF32, Dims{1, s.o}),
+  const std::int64_t rows = s.n * s.ho * s.wo, taps = s.kh * s.kw * s.c, elements = s.n * s.h * s.w * s.c;
+  const Type type = data_type(ctx.in_type(0).dtype);
+  const Md y({rows, s.o}, type, Dims{s.o, 1}), w({s.o, taps}, type, Dims{1, s.o}),
       columns({rows, taps}, kF32, Dims{taps, 1});
   auto step = std::make_unique<onednn::PrimitiveStep>();
   const auto pd = onednn::matmul_pd(y, w, columns, onednn::user_scratchpad(), onednn::engine());
   const dnnl::memory product = step->in_scratch(columns);
-  step->call<dnnl::matmul>(pd, {{DNNL_ARG_SRC, onednn::memory_at(y, ctx.in<float>(0))},
-                                {DNNL_ARG_WEIGHTS, onednn::memory_at(w, ctx.in<float>(1))},
+  step->call<dnnl::matmul>(pd, {{DNNL_ARG_SRC, onednn::memory_at(y, ctx.in<void>(0))},
+                                {DNNL_ARG_WEIGHTS, onednn::memory_at(w, ctx.in<void>(1))},
                                 {DNNL_ARG_DST, product}});
-  step->then(
-      [s, product, x = ctx.out<float>()] { gather_taps(s, static_cast<const float*>(product.get_data_handle()), x); },
-      "gather of taps");
+  const auto gather = [s](const dnnl::memory& from, float* x) {
+    gather_taps(s, static_cast<const float*>(from.get_data_handle()), x);
+  };
+  if (type == kF32) {
+    step->then([gather, product, x = ctx.out<float>()] { gather(product, x); }, "gather of taps");
+  } else {
+    const dnnl::memory image = step->in_scratch(Md({elements}, kF32, Dims{1}));
+    step->then(
+        [gather, product, image, elements, &table = cpu::simd_table(), x = ctx.out<std::uint16_t>()] {
+          auto* sums = static_cast<float*>(image.get_data_handle());
+          gather(product, sums);
+          cpu::parallel_chunks(elements, cpu::kGrain, 64, [&](std::int64_t begin, std::int64_t end) {
+            table.narrow(sums + begin, x + begin, end - begin);
+          });
+        },
+        "gather of taps");
+  }
   step->reserve(ctx);
   return step;
 }
@@ -147,30 +174,35 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
   const ConvShape s = conv_shape(ctx.attrs(), ctx.in_type(0).shape, ctx.out_type().shape, ctx.in_type(1).shape);
   const bool bias = ctx.instr().op == OpId::conv2d_bias, relu = bias && ctx.attrs().i("relu") != 0;
   if (!by_onednn(ctx, s)) {
-    return plain_step(ctx.in_type(0).dtype, [s, relu, x = ctx.in<void>(0), w = ctx.in<void>(1),
-                                             b = bias ? ctx.in<void>(2) : nullptr, y = ctx.out<void>()](auto t) {
+    return plain_step(ctx, [s, relu, x = ctx.in<void>(0), w = ctx.in<void>(1), b = bias ? ctx.in<void>(2) : nullptr,
+                            y = ctx.out<void>()](auto t) {
       using T = decltype(t);
       plain_conv(s, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(b), relu,
                  static_cast<T*>(y));
     });
   }
   const ConvAlgorithm algorithm = choose(ctx, s, ConvOp::forward);
-  if (auto step = cpu::winograd_forward(ctx, s, winograd_for(algorithm), bias ? ctx.in<float>(2) : nullptr, relu))
-    return step;
+  if (in_f32(ctx))
+    if (auto step = cpu::winograd_forward(ctx, s, winograd_for(algorithm), bias ? ctx.in<float>(2) : nullptr, relu))
+      return step;
   return onednn::guarded("conv2d", [&]() -> std::unique_ptr<Step> {
-    onednn::ConvDesc d = conv_desc(s, algorithm);
+    const Type type = data_type(ctx.in_type(0).dtype);
+    onednn::ConvDesc d = conv_desc(s, algorithm, type, type);
     d.has_bias = bias;
-    if (bias) d.bias = Md({s.o}, kF32, dnnl::memory::format_tag::x);
+    if (bias) d.bias = Md({s.o}, type, dnnl::memory::format_tag::x);
     const auto pd = onednn::forward_pd(d, onednn::user_scratchpad(), onednn::engine());
     onednn::PrimitiveStep::Args args{
-        {DNNL_ARG_SRC, onednn::memory_at(d.src, ctx.in<float>(0))},
-        {DNNL_ARG_WEIGHTS, onednn::packed(ctx, ctx.instr().inputs[1], stored_weights(s), pd.weights_desc())},
-        {DNNL_ARG_DST, onednn::memory_at(d.dst, ctx.out<float>())}};
-    if (bias) args.emplace_back(DNNL_ARG_BIAS, onednn::memory_at(d.bias, ctx.in<float>(2)));
+        {DNNL_ARG_SRC, onednn::memory_at(d.src, ctx.in<void>(0))},
+        {DNNL_ARG_WEIGHTS, onednn::packed(ctx, ctx.instr().inputs[1], stored_weights(s, type), pd.weights_desc())},
+        {DNNL_ARG_DST, onednn::memory_at(d.dst, ctx.out<void>())}};
+    if (bias) args.emplace_back(DNNL_ARG_BIAS, onednn::memory_at(d.bias, ctx.in<void>(2)));
     auto step = std::make_unique<onednn::PrimitiveStep>();
     step->call<dnnl::convolution_forward>(pd, std::move(args));
-    if (relu)
-      step->then([y = ctx.out<float>(), count = ctx.out_type().shape.elements()] { relu_in_place(y, count); }, "relu");
+    const std::int64_t count = ctx.out_type().shape.elements();
+    if (relu && type == kF32)
+      step->then([y = ctx.out<float>(), count] { relu_in_place(y, count); }, "relu");
+    else if (relu)
+      step->then([y = ctx.out<BFloat16>(), count] { relu_in_place(y, count); }, "relu");
     step->reserve(ctx);
     return step;
   });
@@ -179,23 +211,25 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
 std::unique_ptr<Step> lower_conv2d_transpose(LowerCtx& ctx) {
   const ConvShape s = conv_shape(ctx.attrs(), ctx.out_type().shape, ctx.in_type(0).shape, ctx.in_type(1).shape);
   if (!by_onednn(ctx, s)) {
-    return plain_step(ctx.in_type(0).dtype, [s, y = ctx.in<void>(0), w = ctx.in<void>(1), x = ctx.out<void>()](auto t) {
+    return plain_step(ctx, [s, y = ctx.in<void>(0), w = ctx.in<void>(1), x = ctx.out<void>()](auto t) {
       using T = decltype(t);
       plain_conv_transpose(s, static_cast<const T*>(y), static_cast<const T*>(w), static_cast<T*>(x));
     });
   }
   const ConvAlgorithm algorithm = choose(ctx, s, ConvOp::transposed);
-  if (auto step = cpu::winograd_transposed(ctx, s, winograd_for(algorithm))) return step;
+  if (in_f32(ctx))
+    if (auto step = cpu::winograd_transposed(ctx, s, winograd_for(algorithm))) return step;
   return onednn::guarded("conv2d_transpose", [&]() -> std::unique_ptr<Step> {
     const bool by_formula = algorithm == ConvAlgorithm::formula && s.groups == 1 && s.c <= kFewChannels;
     if (by_formula || algorithm == ConvAlgorithm::columns) return transpose_by_columns(ctx, s);
-    const onednn::ConvDesc d = conv_desc(s, algorithm);
+    const Type type = data_type(ctx.in_type(0).dtype);
+    const onednn::ConvDesc d = conv_desc(s, algorithm, type, type);
     const auto pd = onednn::backward_data_pd(d, onednn::user_scratchpad(), onednn::engine());
     auto step = std::make_unique<onednn::PrimitiveStep>();
     step->call<dnnl::convolution_backward_data>(
-        pd, {{DNNL_ARG_DIFF_DST, onednn::memory_at(d.dst, ctx.in<float>(0))},
-             {DNNL_ARG_WEIGHTS, onednn::packed(ctx, ctx.instr().inputs[1], stored_weights(s), pd.weights_desc())},
-             {DNNL_ARG_DIFF_SRC, onednn::memory_at(d.src, ctx.out<float>())}});
+        pd, {{DNNL_ARG_DIFF_DST, onednn::memory_at(d.dst, ctx.in<void>(0))},
+             {DNNL_ARG_WEIGHTS, onednn::packed(ctx, ctx.instr().inputs[1], stored_weights(s, type), pd.weights_desc())},
+             {DNNL_ARG_DIFF_SRC, onednn::memory_at(d.src, ctx.out<void>())}});
     step->reserve(ctx);
     return step;
   });
@@ -204,18 +238,22 @@ std::unique_ptr<Step> lower_conv2d_transpose(LowerCtx& ctx) {
 std::unique_ptr<Step> lower_conv2d_weight_grad(LowerCtx& ctx) {
   const ConvShape s = conv_shape(ctx.attrs(), ctx.in_type(0).shape, ctx.in_type(1).shape, ctx.out_type().shape);
   if (!by_onednn(ctx, s)) {
-    return plain_step(ctx.in_type(0).dtype, [s, x = ctx.in<void>(0), y = ctx.in<void>(1), w = ctx.out<void>()](auto t) {
+    return plain_step(ctx, [s, x = ctx.in<void>(0), y = ctx.in<void>(1), w = ctx.out<void>()](auto t) {
       using T = decltype(t);
       plain_conv_weight_grad(s, static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(w));
     });
   }
   const ConvAlgorithm algorithm = choose(ctx, s, ConvOp::weight_grad);
-  if (auto step = cpu::winograd_weight_grad(ctx, s, winograd_for(algorithm))) return step;
+  if (in_f32(ctx))
+    if (auto step = cpu::winograd_weight_grad(ctx, s, winograd_for(algorithm))) return step;
   return onednn::guarded("conv2d_weight_grad", [&]() -> std::unique_ptr<Step> {
-    // Parts of the batch, each summed by one thread, cut by the shape alone.
+    // Parts of the batch, each summed in f32 by one thread, cut by the shape alone.
     const std::int64_t images = (s.n + parts_of(s) - 1) / parts_of(s), parts = (s.n + images - 1) / images;
     auto step = std::make_unique<onednn::PrimitiveStep>();
-    const dnnl::memory stored = onednn::memory_at(stored_weights(s), ctx.out<float>());
+    const Type type = data_type(ctx.in_type(0).dtype);
+    const auto element = static_cast<std::int64_t>(size_of(ctx.in_type(0).dtype));
+    const dnnl::memory stored =
+        onednn::memory_at(stored_weights(s, data_type(ctx.out_type().dtype)), ctx.out<void>());
     std::vector<onednn::PrimitiveStep::Part> calls;
     std::vector<dnnl::memory> sums;
     std::string name;
@@ -224,13 +262,13 @@ std::unique_ptr<Step> lower_conv2d_weight_grad(LowerCtx& ctx) {
     for (std::int64_t i = 0; i < parts; ++i) {
       ConvShape part = s;
       part.n = std::min(images, s.n - i * images);
-      onednn::ConvDesc d = conv_desc(part, algorithm);
+      onednn::ConvDesc d = conv_desc(part, algorithm, type, kF32);
       if (i > 0) d.weights = layout;
       const auto pd = onednn::backward_weights_pd(d, onednn::user_scratchpad(), onednn::engine());
       if (i == 0) layout = pd.diff_weights_desc(), name = pd.impl_info_str();
       sums.push_back(i == 0 && layout == stored.get_desc() ? stored : step->in_scratch(layout));
-      const float* x = ctx.in<float>(0) + i * images * s.h * s.w * s.c;
-      const float* y = ctx.in<float>(1) + i * images * s.ho * s.wo * s.o;
+      const std::byte* x = ctx.in<std::byte>(0) + i * images * s.h * s.w * s.c * element;
+      const std::byte* y = ctx.in<std::byte>(1) + i * images * s.ho * s.wo * s.o * element;
       calls.push_back({dnnl::convolution_backward_weights(pd),
                        pd.scratchpad_desc(),
                        {{DNNL_ARG_SRC, onednn::memory_at(d.src, x)},

@@ -24,33 +24,40 @@ std::unique_ptr<Step> in_parts(LowerCtx& ctx, const MatmulShape& s, const Md& c)
   auto step = std::make_unique<onednn::PrimitiveStep>();
   const std::int64_t inner = (s.k + parts_of(s) - 1) / parts_of(s), a_step = s.transpose_a ? s.m : 1,
                      b_step = s.transpose_b ? 1 : s.n;
+  const auto type = onednn::data_type(ctx.in_type(0).dtype);
+  const auto element = static_cast<std::int64_t>(size_of(ctx.in_type(0).dtype));
+  const Md wide({s.m, s.n}, kF32, Dims{s.n, 1});  // sums are in f32
+  const dnnl::memory result = onednn::memory_at(c, ctx.out<void>());
   std::vector<onednn::PrimitiveStep::Part> parts;
   std::vector<dnnl::memory> sums;
   std::string name;
   const onednn::OneThread one;
   for (std::int64_t first = 0; first < s.k; first += inner) {
     const std::int64_t k = std::min(inner, s.k - first);
-    const Md a({s.m, k}, kF32, s.transpose_a ? Dims{1, s.m} : Dims{s.k, 1}),
-        b({k, s.n}, kF32, s.transpose_b ? Dims{1, s.k} : Dims{s.n, 1});
-    const auto pd = onednn::matmul_pd(a, b, c, onednn::user_scratchpad(), onednn::engine());
+    const Md a({s.m, k}, type, s.transpose_a ? Dims{1, s.m} : Dims{s.k, 1}),
+        b({k, s.n}, type, s.transpose_b ? Dims{1, s.k} : Dims{s.n, 1});
+    const auto pd = onednn::matmul_pd(a, b, wide, onednn::user_scratchpad(), onednn::engine());
     name = pd.impl_info_str();
-    sums.push_back(first == 0 ? onednn::memory_at(c, ctx.out<float>()) : step->in_scratch(c));
+    sums.push_back(first == 0 && c == wide ? result : step->in_scratch(wide));
     parts.push_back({dnnl::matmul(pd),
                      pd.scratchpad_desc(),
-                     {{DNNL_ARG_SRC, onednn::memory_at(a, ctx.in<float>(0) + first * a_step)},
-                      {DNNL_ARG_WEIGHTS, onednn::memory_at(b, ctx.in<float>(1) + first * b_step)},
+                     {{DNNL_ARG_SRC, onednn::memory_at(a, ctx.in<std::byte>(0) + first * a_step * element)},
+                      {DNNL_ARG_WEIGHTS, onednn::memory_at(b, ctx.in<std::byte>(1) + first * b_step * element)},
                       {DNNL_ARG_DST, sums.back()}}});
   }
+  const dnnl::memory sum = sums[0];
   step->sum_of_parts(std::move(parts), std::move(sums), name);
+  if (c != wide) step->reorder(sum, result);
   step->reserve(ctx);
   return step;
 }
 
 // rows x columns, or (batch, rows, columns) where there is more than one, stored transposed or not.
-Md matrix(std::int64_t batch, std::int64_t rows, std::int64_t columns, bool transposed) {
+Md matrix(DType dtype, std::int64_t batch, std::int64_t rows, std::int64_t columns, bool transposed) {
+  const auto type = onednn::data_type(dtype);
   const std::int64_t row_stride = transposed ? 1 : columns, column_stride = transposed ? rows : 1;
-  if (batch == 1) return {Dims{rows, columns}, kF32, Dims{row_stride, column_stride}};
-  return {Dims{batch, rows, columns}, kF32, Dims{rows * columns, row_stride, column_stride}};
+  if (batch == 1) return {Dims{rows, columns}, type, Dims{row_stride, column_stride}};
+  return {Dims{batch, rows, columns}, type, Dims{rows * columns, row_stride, column_stride}};
 }
 
 template <class T>
@@ -64,16 +71,17 @@ std::unique_ptr<Step> plain(LowerCtx& ctx, const MatmulShape& s) {
 std::unique_ptr<Step> lower_matmul(LowerCtx& ctx) {
   const MatmulShape s = matmul_shape(ctx.attrs(), ctx.in_type(0).shape, ctx.out_type().shape);
   if (ctx.in_type(0).dtype == DType::f64) return plain<double>(ctx, s);
-  if (s.empty()) return plain<float>(ctx, s);
+  if (s.empty()) return onednn::zeros(ctx);
   return onednn::guarded("matmul", [&]() -> std::unique_ptr<Step> {
-    const Md a = matrix(s.batch, s.m, s.k, s.transpose_a), b = matrix(s.batch, s.k, s.n, s.transpose_b),
-             c = matrix(s.batch, s.m, s.n, false);
+    const DType t = ctx.in_type(0).dtype;
+    const Md a = matrix(t, s.batch, s.m, s.k, s.transpose_a), b = matrix(t, s.batch, s.k, s.n, s.transpose_b),
+             c = matrix(ctx.out_type().dtype, s.batch, s.m, s.n, false);
     if (parts_of(s) > 1) return in_parts(ctx, s, c);
     auto step = std::make_unique<onednn::PrimitiveStep>();
     step->call<dnnl::matmul>(onednn::matmul_pd(a, b, c, onednn::user_scratchpad(), onednn::engine()),
-                             {{DNNL_ARG_SRC, onednn::memory_at(a, ctx.in<float>(0))},
-                              {DNNL_ARG_WEIGHTS, onednn::memory_at(b, ctx.in<float>(1))},
-                              {DNNL_ARG_DST, onednn::memory_at(c, ctx.out<float>())}});
+                             {{DNNL_ARG_SRC, onednn::memory_at(a, ctx.in<void>(0))},
+                              {DNNL_ARG_WEIGHTS, onednn::memory_at(b, ctx.in<void>(1))},
+                              {DNNL_ARG_DST, onednn::memory_at(c, ctx.out<void>())}});
     step->reserve(ctx);
     return step;
   });

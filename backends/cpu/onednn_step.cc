@@ -2,6 +2,8 @@
 
 #include <omp.h>
 
+#include <algorithm>
+
 namespace sg::onednn {
 namespace {
 
@@ -53,6 +55,16 @@ class PackStep final : public Step {
 const dnnl::engine& engine() {
   static const dnnl::engine e(dnnl::engine::kind::cpu, 0);
   return e;
+}
+
+dnnl::memory::data_type data_type(DType t) {
+  SG_CHECK(t == DType::f32 || t == DType::bf16, "no oneDNN type for {}", to_string(t));
+  return t == DType::f32 ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
+}
+
+std::unique_ptr<Step> zeros(LowerCtx& ctx) {
+  return std::make_unique<FunctionStep>(
+      [y = ctx.out<std::byte>(), bytes = ctx.out_type().bytes()] { std::fill_n(y, bytes, std::byte{0}); }, "zeros");
 }
 
 dnnl::primitive_attr user_scratchpad() {

@@ -15,6 +15,8 @@
 namespace sg::onednn {
 
 const dnnl::engine& engine();
+dnnl::memory::data_type data_type(DType t);  // of f32 and bf16
+std::unique_ptr<Step> zeros(LowerCtx& ctx);  // of an instruction whose only output is a sum of no terms
 dnnl::primitive_attr user_scratchpad();  // the attributes that every primitive here starts from
 
 class PrimitiveStep final : public Step {

@@ -2,7 +2,8 @@
 // first-level cache, so that memory is read and written once however long the region is.
 //
 // Invariants: tiles and the chunks that threads take depend on the shapes alone, folds are combined in the order of the
-// chunks, so results are the same for any number of threads. run() allocates nothing.
+// chunks, so results are the same for any number of threads. run() allocates nothing. Registers of type bf16 hold f32
+// numbers within a tile, rounded as soon as they are made; they are widened and narrowed at its ends.
 #include <omp.h>
 #ifdef __SSE__
 #include <xmmintrin.h>
@@ -113,6 +114,7 @@ struct Exec {
   int out = 0;
   double p = 0, q = 0;
   std::size_t fold = 0;  // doubles before this op's partial in a chunk's part
+  bool rounds = false;   // to bf16
 };
 
 template <class T>
@@ -127,6 +129,7 @@ class Interpreter {
         if (op.attrs.has("slope")) e.p = op.attrs.d("slope");
         if (op.attrs.has("lo")) e.p = op.attrs.d("lo"), e.q = op.attrs.d("hi");
       }
+      e.rounds = is_bf16(op.out) && op.kind == Kind::elementwise && !exact_in_bf16(e.kernel);
       if (over_rows(op.kind)) {
         e.fold = fold_size_;
         fold_size_ += ix(p_.extent(p_.registers[ix(op.out)].layout));
@@ -154,6 +157,7 @@ class Interpreter {
   static constexpr Index kParallelWork = 65536;
 
   bool flat() const { return p_.rows == 1; }
+  bool is_bf16(int reg) const { return p_.registers[ix(reg)].dtype == DType::bf16; }
   Index columns_of(const Tile& t) const { return flat() ? t.count : p_.columns; }
 
   void place_registers(LowerCtx& ctx) {
@@ -166,7 +170,7 @@ class Interpreter {
     }
     for (std::size_t r = 0; r < places_.size(); ++r) {
       places_[r].layout = p_.registers[r].layout;
-      places_[r].element = size_of(p_.registers[r].dtype);
+      places_[r].element = is_bf16(static_cast<int>(r)) ? sizeof(float) : size_of(p_.registers[r].dtype);
     }
     for (int i = 0; i < p_.inputs; ++i) places_[ix(i)].base = static_cast<std::byte*>(ctx.data(instr.inputs[ix(i)]));
 
@@ -177,7 +181,7 @@ class Interpreter {
       Place& place = places_[ix(r)];
       auto* memory = static_cast<std::byte*>(ctx.data(instr.outputs[k]));
       // An output that lies over an input which a later op still reads waits in scratch until the tile is done.
-      bool clobbers = false;
+      bool clobbers = is_bf16(r);  // is narrowed there
       for (int i = 0; i < p_.inputs; ++i)
         clobbers = clobbers || (places_[ix(i)].base == memory && last_use[ix(i)] > made_at[ix(r)]);
       // ... or which this op reads as another element type.
@@ -218,6 +222,8 @@ class Interpreter {
     }
     std::size_t per_element = 0;
     for (const Slot& s : slots) per_element += s.layout == Layout::full ? s.element : 0;
+    for (int i = 0; i < p_.inputs; ++i)
+      if (is_bf16(i) && places_[ix(i)].layout == Layout::full) per_element += sizeof(float);
     tile_ = per_element == 0 ? kMaxTile : static_cast<Index>(kTileBytes / per_element) / 64 * 64;
     tile_ = std::clamp(tile_, kMinTile, kMaxTile);
     tile_rows_ = std::max<Index>(1, tile_ / std::max<Index>(p_.columns, 1));
@@ -226,6 +232,18 @@ class Interpreter {
     for (const Slot& s : slots) {
       offsets.push_back(scratch_bytes_);
       scratch_bytes_ += align64(ix(s.layout == Layout::full ? full : tile_rows_) * s.element);
+    }
+    for (int i = 0; i < p_.inputs; ++i) {
+      if (!is_bf16(i)) continue;
+      Place& place = places_[ix(i)];
+      widened_.push_back({i, reinterpret_cast<const std::uint16_t*>(place.base)});
+      place.where = Place::Where::scratch;
+      place.offset = scratch_bytes_;
+      const Index most = place.layout == Layout::full     ? full
+                         : place.layout == Layout::row    ? tile_rows_
+                         : place.layout == Layout::column ? p_.columns
+                                                          : 1;
+      scratch_bytes_ += align64(ix(most) * sizeof(float));
     }
     accumulator_offset_ = scratch_bytes_;
     scratch_bytes_ += align64(ix(tile_rows_) * sizeof(double));
@@ -254,6 +272,21 @@ class Interpreter {
     return row_result ? l == Layout::scalar : l == Layout::row || l == Layout::scalar;
   }
 
+  // First element and number of elements of a value in a tile.
+  std::pair<Index, Index> extent_in(Layout layout, const Tile& t) const {
+    switch (layout) {
+      case Layout::full:
+        return {t.first, t.count};
+      case Layout::row:
+        return {t.row, t.rows};
+      case Layout::column:
+        return {0, p_.columns};
+      case Layout::scalar:
+        break;
+    }
+    return {0, 1};
+  }
+
   void run_tile(Index k, std::byte* scratch, double* folds) const {
     Tile t{};
     if (flat()) {
@@ -264,12 +297,25 @@ class Interpreter {
       t.first = t.row * p_.columns;
       t.count = t.rows * p_.columns;
     }
-    for (const Exec& e : code_) run_op(e, t, scratch, folds);
+    for (const auto& [reg, from] : widened_) {
+      const auto [first, count] = extent_in(places_[ix(reg)].layout, t);
+      simd_table().widen(from + first, reinterpret_cast<float*>(scratch + places_[ix(reg)].offset), count);
+    }
+    for (const Exec& e : code_) {
+      run_op(e, t, scratch, folds);
+      if (e.rounds) {
+        auto* y = reinterpret_cast<float*>(scratch + places_[ix(e.out)].offset);
+        simd_table().round_to_bf16(y, y, extent_in(places_[ix(e.out)].layout, t).second);
+      }
+    }
     for (int r : p_.outputs)
       if (const Place& p = places_[ix(r)]; p.copy_to != nullptr) {
-        const Index first = p.layout == Layout::full ? t.first : t.row,
-                    count = p.layout == Layout::full ? t.count : t.rows;
-        std::memcpy(p.copy_to + ix(first) * p.element, scratch + p.offset, ix(count) * p.element);
+        const auto [first, count] = extent_in(p.layout, t);
+        if (is_bf16(r))
+          simd_table().narrow(reinterpret_cast<const float*>(scratch + p.offset),
+                              reinterpret_cast<std::uint16_t*>(p.copy_to) + first, count);
+        else
+          std::memcpy(p.copy_to + ix(first) * p.element, scratch + p.offset, ix(count) * p.element);
       }
   }
 
@@ -310,8 +356,12 @@ class Interpreter {
         table_.unary[e.kernel.code](at<T>(e.in[0], t, scratch), at<T>(e.out, t, scratch), n, e.p, e.q);
         return;
       case RowKernel::cast: {
-        const std::int32_t* x = at<std::int32_t>(e.in[0], t, scratch);
         T* y = at<T>(e.out, t, scratch);
+        if (is_real(p_.registers[ix(e.in[0])].dtype)) {
+          std::memmove(y, at<T>(e.in[0], t, scratch), ix(n) * sizeof(T));
+          return;
+        }
+        const std::int32_t* x = at<std::int32_t>(e.in[0], t, scratch);
         for (Index i = 0; i < n; ++i) y[i] = static_cast<T>(x[i]);
         return;
       }
@@ -387,6 +437,7 @@ class Interpreter {
   const simd::Common<T>& table_;
   std::vector<Place> places_;
   std::vector<Exec> code_;
+  std::vector<std::pair<int, const std::uint16_t*>> widened_;  // inputs in bf16 and where they are
   Index tile_ = 0, tile_rows_ = 1;
   std::size_t scratch_bytes_ = 0, accumulator_offset_ = 0, fold_size_ = 0;
   Chunks chunks_;

@@ -141,6 +141,10 @@ struct Table {
   Common<std::int32_t> i32;
   Real<float> real32;
   Real<double> real64;
+  // bf16, by its bits, to f32 and back (to nearest, ties to even); and f32 rounded to what bf16 holds. y may be x.
+  void (*widen)(const std::uint16_t* x, float* y, Index n);
+  void (*narrow)(const float* x, std::uint16_t* y, Index n);
+  void (*round_to_bf16)(const float* x, float* y, Index n);
   Winograd winograd;
 };
 
