@@ -10,7 +10,20 @@
 namespace sg {
 namespace {
 
-Operand read(const Operand& x, Variable* v) { return {x.value().tape->read(*v, x.loc()), x.loc()}; }
+// The parameter as the layer's input wants it: its master in f32, or that rounded to bf16. The compiler makes one cast of
+// all casts of a parameter in a step.
+Operand read(const Operand& x, Variable* v) {
+  const Value master = x.value().tape->read(*v, x.loc());
+  if (x.value().dtype() != DType::bf16) return {master, x.loc()};
+  return {cast(Operand(master, x.loc()), DType::bf16), x.loc()};
+}
+
+// Norms are sums: they take f32, with the masters, and give the input's type back.
+template <class F>
+Value in_f32(const Operand& x, F norm) {
+  if (x.value().dtype() != DType::bf16) return norm(x);
+  return cast(Operand(norm(Operand(cast(x, DType::f32), x.loc())), x.loc()), DType::bf16);
+}
 
 Value with_bias(Value y, const Operand& x, Variable* bias) {
   return bias == nullptr ? y : Operand(y, x.loc()) + read(x, bias);
@@ -93,7 +106,7 @@ GroupNorm::GroupNorm(Module& parent, std::string_view name, std::int64_t groups,
 
 Value GroupNorm::operator()(Operand x) const {
   const Scope scope(*x.value().tape, name(), x.loc());
-  return group_norm(x, read(x, gamma_), read(x, beta_), groups_, eps_);
+  return in_f32(x, [this](const Operand& f) { return group_norm(f, read(f, gamma_), read(f, beta_), groups_, eps_); });
 }
 
 LayerNorm::LayerNorm(Module& parent, std::string_view name, std::int64_t features, double eps)
@@ -105,7 +118,7 @@ LayerNorm::LayerNorm(Module& parent, std::string_view name, std::int64_t feature
 
 Value LayerNorm::operator()(Operand x) const {
   const Scope scope(*x.value().tape, name(), x.loc());
-  return layer_norm(x, read(x, gamma_), read(x, beta_), eps_);
+  return in_f32(x, [this](const Operand& f) { return layer_norm(f, read(f, gamma_), read(f, beta_), eps_); });
 }
 
 Embedding::Embedding(Module& parent, std::string_view name, std::int64_t rows, std::int64_t dim)

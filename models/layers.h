@@ -1,5 +1,6 @@
 // Layers: modules of one or a few parameters. Activations are NHWC. Initial values are those of PyTorch's layers.
-// Each call opens a scope of the layer's name and records at the caller's line.
+// Each call opens a scope of the layer's name and records at the caller's line. A layer computes in the type of its
+// input: parameters are f32 and are cast to bf16 where that is bf16 (norms compute in f32 and cast back).
 #pragma once
 #include <array>
 

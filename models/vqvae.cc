@@ -57,6 +57,8 @@ void validate(const VqVaeConfig& c) {
   at_least("hidden", c.hidden, 2);
   if (c.hidden % 2 != 0) fail(ErrorKind::usage, "VQ-VAE: hidden is {}, an even number is needed", c.hidden);
   at_least("residual", c.residual, 1);
+  if (c.precision != DType::f32 && c.precision != DType::bf16)
+    fail(ErrorKind::usage, "VQ-VAE: precision {}, f32 or bf16 is needed", to_string(c.precision));
   at_least("residual_blocks", c.residual_blocks, 0);
   at_least("code_dim", c.quantizer.dim, 1);
   at_least("codes", c.quantizer.codes, 1);
@@ -124,14 +126,14 @@ Value VqVae::encode(Value images) const {
   if (s.rank() != 4 || s[1] != config_.height || s[2] != config_.width || s[3] != config_.channels)
     fail(ErrorKind::shape, "VQ-VAE: images are {}, expected [N,{},{},{}]", to_string(images.type()), config_.height,
          config_.width, config_.channels);
-  return encoder_(images);
+  return cast(encoder_(cast(images, config_.precision)), images.dtype());
 }
 
 VqVae::Output VqVae::operator()(Value images, const QuantizeContext& context) const {
   Output out;
   out.latents = encode(images);
   out.quantized = (*quantizer_)(out.latents, context);
-  out.images = decoder_(out.quantized.z_q);
+  out.images = reconstruct(out.quantized.z_q);
   return out;
 }
 
@@ -146,7 +148,11 @@ Value VqVae::decode(Value tokens) const {
   if (s.rank() < 1 || s != token_shape(s[0]))
     fail(ErrorKind::shape, "VQ-VAE: tokens are {}, expected {}", to_string(tokens.type()),
          to_string(TensorType{DType::i32, token_shape(s.rank() < 1 ? 1 : s[0])}));
-  return decoder_(quantizer_->decode(tokens));
+  return reconstruct(quantizer_->decode(tokens));
+}
+
+Value VqVae::reconstruct(Value latents) const {
+  return cast(decoder_(cast(latents, config_.precision)), latents.dtype());
 }
 
 }  // namespace sg

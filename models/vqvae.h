@@ -4,7 +4,8 @@
 //            residual blocks (hidden -> residual -> hidden), relu, conv 1x1 (-> code_dim)
 //   decoder: conv 3x3 p1 (code_dim -> hidden), residual blocks, relu, transposed conv 4x4 s2 p1 (-> hidden/2), relu,
 //            transposed conv 4x4 s2 p1 (-> C)
-// Images are f32 (N,H,W,C) in [0,1].
+// Images are f32 (N,H,W,C) in [0,1]. With precision bf16 encoder and decoder compute in bf16; images, latents, the whole
+// quantizer, losses, parameters and their gradients are f32 (docs/precision.md).
 #pragma once
 #include <deque>
 #include <memory>
@@ -20,6 +21,7 @@ namespace sg {
 struct VqVaeConfig {
   std::int64_t height = 28, width = 28, channels = 1;  // of an image; height and width are multiples of 4
   std::int64_t hidden = 128, residual = 32, residual_blocks = 2;
+  DType precision = DType::f32;  // of the activations of encoder and decoder: f32 or bf16
   QuantizerConfig quantizer;
   // The weight of the commitment loss times sg[|d reconstruction/dz| / |d commitment/dz|]: gamma is then the share that
   // the commitment has of the encoder's gradient, whatever the estimator's scale, as VQ-GAN balances its two losses.
@@ -88,6 +90,7 @@ class VqVae : public Module {
   const Quantizer& quantizer() const { return *quantizer_; }
 
  private:
+  Value reconstruct(Value latents) const;
   VqVaeConfig config_;
   std::unique_ptr<Quantizer> quantizer_;  // first: it knows how wide its rows are
   VqVaeEncoder encoder_;

@@ -50,7 +50,8 @@ struct TrainConfig {
   double lr = 3e-4, weight_decay = 0.0, clip = 0.0;
   std::int64_t warmup = 0, batch = 128, steps = 2000, epochs = 0;
 
-  std::string backend = "cpu";
+  std::string backend = "cpu", dtype = "f32";
+  bool emulate_bf16 = false;
   std::int64_t threads = 0, seed = 1;
   std::string recompute = "none", isa = "auto", winograd = "auto", tune = "off";
   bool check_finite = false;

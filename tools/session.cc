@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "backends/backends.h"
+#include "backends/cpu/bf16.h"
 #include "core/error.h"
 
 namespace sg::tools {
@@ -37,7 +38,15 @@ bool parse_image_size(std::string_view text, ImageSize& out) {
 Backend& start_backend(const TrainConfig& config) {
   if (config.threads > 0) set_threads(static_cast<int>(config.threads));
   set_cpu_options({.isa = config.isa, .winograd = config.winograd, .tune = config.tune});
-  return backend(config.backend);
+  Backend& chosen = backend(config.backend);
+  if (config.dtype == "bf16" && config.backend == "cpu") {
+    if (!cpu::has_bf16() && !config.emulate_bf16)
+      fail(ErrorKind::backend,
+           "--dtype bf16: this processor lacks avx512_bf16; use --dtype f32, or --emulate-bf16 for the same numbers, "
+           "slower than f32");
+    cpu::allow_emulated_bf16(config.emulate_bf16);
+  }
+  return chosen;
 }
 
 DataOptions data_options(const TrainConfig& config) {
@@ -87,6 +96,7 @@ VqVaeConfig model_config(const TrainConfig& config, const ImageSize& images, std
   c.hidden = config.hidden;
   c.residual = config.residual_hidden;
   c.residual_blocks = config.residual_blocks;
+  c.precision = config.dtype == "bf16" ? DType::bf16 : DType::f32;
   c.quantizer = quantizer_config(config);
   c.balance_commitment = config.balance_commitment;
   c.batch = config.batch;

@@ -13,7 +13,7 @@ struct Config {
   CompileOptions options;
   int runs = 1;  // replay: garbage is put into the arena before each run but the first
   bool one_thread = false;
-  bool f64 = false;  // inputs are cast to f64
+  DType real = DType::f32;  // what real inputs are cast to
 };
 
 std::vector<Config> configs();

@@ -24,7 +24,10 @@ void Generator::elementwise(const RowProgram::Op& op, const RowKernel& kernel, c
       unary(static_cast<simd::Unary>(kernel.code), op, y, x[0]);
       return;
     case RowKernel::cast:
-      vcvtdq2ps(y, x[0]);
+      if (is_real(plan_.reg(op.in[0]).dtype))
+        vmovaps(y, x[0]);
+      else
+        vcvtdq2ps(y, x[0]);
       return;
     case RowKernel::where:
       where(y, x[0], x[1], x[2]);

@@ -70,6 +70,49 @@ Xbyak::Address Generator::memory(std::byte* base, const Reg64& index, std::int64
   return ptr[tmp_ + index + static_cast<int>(bytes)];
 }
 
+// The same for an array of elements of two bytes; index and bytes are those of an array of four.
+Xbyak::Address Generator::half_memory(std::byte* base, const Reg64& index, std::int64_t bytes) {
+  mov(half_, index);
+  shr(half_, 1);
+  return memory(base, half_, bytes / 2);
+}
+
+// AVX-512 only. In a vector a bf16 number is the f32 number that it is.
+void Generator::load_bf16(const Vec& v, const Xbyak::Address& from, bool one_number, bool part) {
+  if (one_number)
+    vpbroadcastw(v, from);
+  else if (part)
+    vpmovzxwd(v | mask() | T_z, from);
+  else
+    vpmovzxwd(v, from);
+  vpslld(v, v, 16);
+}
+
+void Generator::store_bf16(const Xbyak::Address& to, const Vec& v, bool part) {
+  vpsrld(temp(0), v, 16);
+  if (part)
+    vpmovdw(to | mask(), temp(0));
+  else
+    vpmovdw(to, temp(0));
+}
+
+// To nearest, ties to even: adds half of the last digit that stays, less one where that digit is even. NaN stays quiet.
+void Generator::round_to_bf16(const Vec& y) {
+  vpsrld(temp(0), y, 16);
+  broadcast_bits(temp(1), 1);
+  vpandd(temp(0), temp(0), temp(1));
+  vpaddd(temp(0), temp(0), y);
+  broadcast_bits(temp(1), 0x7FFF);
+  vpaddd(temp(0), temp(0), temp(1));
+  constexpr std::uint8_t kOrdered = 7;
+  vcmpps(k3, y, y, kOrdered);
+  broadcast_bits(temp(1), 0x400000);
+  vpord(y, y, temp(1));
+  vmovdqa32(y | k3, temp(0));
+  broadcast_bits(temp(1), 0xFFFF0000u);
+  vpandd(y, y, temp(1));
+}
+
 Source::Where Generator::source_of(int reg) const {
   const Layout layout = plan_.reg(reg).layout;
   if (plan_.is_input(reg)) {
@@ -101,6 +144,21 @@ void Generator::load(const Vec& v, int reg, int at) {
     else
       vmaskmovps(v, vec(mask_vector_), from);
   };
+  if (is_bf16(reg)) {
+    switch (source_of(reg)) {
+      case Source::full:
+        return load_bf16(v, half_memory(base, full_, bytes), false, masked(at));
+      case Source::column:
+        return load_bf16(v, half_memory(base, column_, bytes), false, masked(at));
+      case Source::row:
+        return load_bf16(v, half_memory(base, row_memory_, 0), !over_rows_, over_rows_ && masked(at));
+      case Source::scalar:
+        mov(tmp_, reinterpret_cast<std::uint64_t>(base));
+        return load_bf16(v, ptr[tmp_], true, false);
+      default:
+        break;  // put aside or per row: in f32
+    }
+  }
   switch (source_of(reg)) {
     case Source::full:
       whole_or_part(memory(base, full_, bytes));
@@ -136,6 +194,8 @@ void Generator::load(const Vec& v, int reg, int at) {
 }
 
 void Generator::store(int reg, const Vec& v, int at) {
+  if (is_bf16(reg))
+    return store_bf16(half_memory(plan_.base[ix(reg)], full_, std::int64_t{at} * lanes_ * 4), v, masked(at));
   const Xbyak::Address to = memory(plan_.base[ix(reg)], full_, std::int64_t{at} * lanes_ * 4);
   if (!masked(at) && plan_.streamed[ix(reg)])
     vmovntps(to, v);
@@ -287,6 +347,7 @@ void Generator::emit(const Item& item, int now) {
     vmovaps(y, x[0]);
   else
     elementwise(op, kernel, y, x);
+  if (is_bf16(op.out) && op.kind == Kind::elementwise && !exact_in_bf16(kernel)) round_to_bf16(y);
   bind(id_of(op.out, item.at), v);
   if (over_rows_) {
     vmovups(ptr[scratch_ + static_cast<int>(plan_.row_buffer[ix(op.out)])], y);
@@ -423,6 +484,10 @@ void Generator::finish_block() {
   for (const int r : p_.outputs) {
     if (plan_.reg(r).layout != Layout::row) continue;
     vmovups(vec(0), ptr[scratch_ + static_cast<int>(plan_.row_buffer[ix(r)])]);
+    if (is_bf16(r)) {
+      store_bf16(half_memory(plan_.base[ix(r)], row_memory_, 0), vec(0), row_masked_);
+      continue;
+    }
     const Xbyak::Address to = memory(plan_.base[ix(r)], row_memory_, 0);
     if (!row_masked_)
       vmovups(to, vec(0));

@@ -83,6 +83,11 @@ class Generator : public Xbyak::CodeGenerator {
   Xbyak::Opmask mask() const { return over_rows_ ? k2 : k1; }
 
   Xbyak::Address memory(std::byte* base, const Reg64& index, std::int64_t bytes);
+  bool is_bf16(int reg) const { return plan_.reg(reg).dtype == DType::bf16; }
+  Xbyak::Address half_memory(std::byte* base, const Reg64& index, std::int64_t bytes);
+  void load_bf16(const Vec& v, const Xbyak::Address& from, bool one_number, bool part);
+  void store_bf16(const Xbyak::Address& to, const Vec& v, bool part);
+  void round_to_bf16(const Vec& y);
   Source::Where source_of(int reg) const;
   void load(const Vec& v, int reg, int at);
   void store(int reg, const Vec& v, int at);
@@ -148,7 +153,7 @@ class Generator : public Xbyak::CodeGenerator {
   std::map<std::uint32_t, Xbyak::Label> constants_;
 
   const Reg64 common_ = rbx, full_ = r13, row_ = r12, column_ = r14, scratch_ = r10, folds_ = r11, aside_ = rsi,
-              row_memory_ = rdx, tmp_ = rax, loop_ = r15;
+              row_memory_ = rdx, tmp_ = rax, half_ = rcx, loop_ = r15;
 };
 
 }  // namespace sg::cpu::jit

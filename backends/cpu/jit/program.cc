@@ -67,7 +67,7 @@ Plan make_plan(const RowProgram& p, const RowMemory& memory, bool wide) {
   plan.aside.assign(registers, -1), plan.row_buffer.assign(registers, -1);
   plan.column_sum.assign(ops, -1), plan.fold.assign(ops, -1);
   for (const auto& r : p.registers)
-    if (r.dtype == DType::f64 || r.dtype == DType::bf16) throw NotGenerated{};
+    if (r.dtype == DType::f64 || (r.dtype == DType::bf16 && !wide)) throw NotGenerated{};
 
   std::vector<int> ready(registers, 0);  // phase from which a register can be read
   for (std::size_t i = 0; i < ops; ++i) {
