@@ -18,6 +18,13 @@ struct ConvDesc {
   Dims strides, dilation, pad_before, pad_after;
   bool has_bias = false;
   dnnl::algorithm algorithm = dnnl::algorithm::convolution_direct;
+  Md forward_weights;  // of the convolution whose gradient this is, where `weights` is in f32 and the rest in bf16
+
+  ConvDesc forward() const {
+    ConvDesc d = *this;
+    d.weights = forward_weights;
+    return d;
+  }
 };
 
 #if DNNL_VERSION_MAJOR >= 3
@@ -40,7 +47,7 @@ inline auto backward_data_pd(const ConvDesc& d, const dnnl::primitive_attr& attr
 inline auto backward_weights_pd(const ConvDesc& d, const dnnl::primitive_attr& attr, const dnnl::engine& engine) {
   return dnnl::convolution_backward_weights::primitive_desc(engine, d.algorithm, d.src, d.weights, d.dst, d.strides,
                                                             d.dilation, d.pad_before, d.pad_after,
-                                                            forward_pd(d, {}, engine), attr);
+                                                            forward_pd(d.forward(), {}, engine), attr);
 }
 
 inline auto matmul_pd(const Md& a, const Md& b, const Md& c, const dnnl::primitive_attr& attr,
@@ -72,7 +79,7 @@ inline auto backward_weights_pd(const ConvDesc& d, const dnnl::primitive_attr& a
   using Desc = dnnl::convolution_backward_weights::desc;
   return dnnl::convolution_backward_weights::primitive_desc(
       Desc(d.algorithm, d.src, d.weights, d.dst, d.strides, d.dilation, d.pad_before, d.pad_after), attr, engine,
-      forward_pd(d, {}, engine));
+      forward_pd(d.forward(), {}, engine));
 }
 
 inline auto matmul_pd(const Md& a, const Md& b, const Md& c, const dnnl::primitive_attr& attr,

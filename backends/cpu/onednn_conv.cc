@@ -40,9 +40,13 @@ onednn::ConvDesc conv_desc(const ConvShape& s, ConvAlgorithm algorithm, Type typ
   if (algorithm == ConvAlgorithm::automatic) d.algorithm = dnnl::algorithm::convolution_auto;
   d.src = nhwc(type, s.n, s.h, s.w, s.c);
   d.dst = nhwc(type, s.n, s.ho, s.wo, s.o);
-  d.weights = s.groups == 1
-                  ? Md({s.o, s.c, s.kh, s.kw}, weights, dnnl::memory::format_tag::any)
-                  : Md({s.groups, s.o / s.groups, s.c / s.groups, s.kh, s.kw}, weights, dnnl::memory::format_tag::any);
+  const auto weights_of = [&s](Type t) -> Md {
+    constexpr auto kAny = dnnl::memory::format_tag::any;
+    if (s.groups == 1) return {{s.o, s.c, s.kh, s.kw}, t, kAny};
+    return {{s.groups, s.o / s.groups, s.c / s.groups, s.kh, s.kw}, t, kAny};
+  };
+  d.weights = weights_of(weights);
+  d.forward_weights = weights_of(type);
   d.strides = {s.stride_h, s.stride_w};
   d.dilation = {s.dilation_h - 1, s.dilation_w - 1};
   d.pad_before = {s.pad_top, s.pad_left};
