@@ -7,15 +7,29 @@
 #include "ops/elementwise.h"
 #include "ops/norm.h"
 #include "ops/reduce.h"
+#include "ops/shape_ops.h"
 
 namespace sg {
 namespace {
 
 constexpr std::int64_t kChannelsPerGroup = 8;
+constexpr std::int64_t kPlaces = 8;  // a side, which the last map is averaged to at most: bounds the linear layer
 
 const ClassifierConfig& validated(const ClassifierConfig& config) {
   validate(config);
   return config;
+}
+
+// Side of the last map, each later stage having half of the one before, rounded up.
+std::int64_t last_side(std::int64_t side, const ClassifierConfig& c) {
+  for (std::int64_t s = 1; s < c.stages; ++s) side = (side + 1) / 2;
+  return side;
+}
+std::int64_t window(std::int64_t side, const ClassifierConfig& c) {
+  return (last_side(side, c) + kPlaces - 1) / kPlaces;
+}
+std::int64_t flat_width(const ClassifierConfig& c) {
+  return last_side(c.height, c) / window(c.height, c) * (last_side(c.width, c) / window(c.width, c)) * c.features();
 }
 
 TensorType images_type(const ClassifierConfig& c, std::int64_t n) {
@@ -69,6 +83,9 @@ Classifier::Classifier(const ClassifierConfig& config)
         }
         return stages;
       }()),
+      window_h_(window(config.height, config)),
+      window_w_(window(config.width, config)),
+      embed_(*this, "embed", flat_width(config), config.features()),
       head_(*this, "head", config.features(), config.classes) {}
 
 std::vector<Value> Classifier::features(Value images) const {
@@ -78,7 +95,11 @@ std::vector<Value> Classifier::features(Value images) const {
   return maps;
 }
 
-Value Classifier::pooled_of(Value last_feature_map) const { return mean(last_feature_map, {1, 2}); }
+Value Classifier::pooled_of(Value last_feature_map) const {
+  const bool large = window_h_ > 1 || window_w_ > 1;
+  const Value places = large ? avg_pool(last_feature_map, {window_h_, window_w_}) : last_feature_map;
+  return relu(embed_(reshape(places, {places.shape()[0], -1})));
+}
 Value Classifier::logits_of(Value pooled) const { return head_(pooled); }
 Value Classifier::pooled(Value images) const { return pooled_of(features(images).back()); }
 Value Classifier::logits(Value images) const { return logits_of(pooled(images)); }

@@ -2,7 +2,7 @@
 // (features) or two sets of pictures (pooled) look to it.
 //   stage 1:     conv 3x3 p1 (C -> hidden), relu
 //   stage s > 1: conv 3x3 s2 p1 (-> 2^(s-1) hidden), relu, conv 3x3 p1, group norm (8 channels a group), relu
-//   pooled:      mean over the last stage's places (-> 2^(stages-1) hidden)
+//   pooled:      last map averaged to at most 8 x 8 places, linear (-> 2^(stages-1) hidden), relu
 //   logits:      linear (-> classes)
 // Images are f32 (N,H,W,C) in [0,1]; the network sees 2 x - 1.
 #pragma once
@@ -25,7 +25,7 @@ struct ClassifierConfig {
   std::int64_t classes = 10;
   std::int64_t hidden = 32, stages = 3;  // channels of the first stage, a multiple of 4; each later stage has twice
                                          // the channels and half the side of the one before
-  std::int64_t batch = 128;
+  std::int64_t batch = 64;
   std::string optimizer = "adamw";  // see optimizer_names()
   double lr = 2e-3, weight_decay = 1e-2;
   double clip = 0;  // bound of the gradients' global norm; 0: none
@@ -63,7 +63,8 @@ class Classifier : public Module {
   };
   ClassifierConfig config_;
   std::deque<Stage> stages_;
-  Linear head_;
+  std::int64_t window_h_ = 1, window_w_ = 1;  // over which the last map is averaged
+  Linear embed_, head_;
 };
 
 // State of a run besides the model's.

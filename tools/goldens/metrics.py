@@ -87,6 +87,8 @@ class Classifier(torch.nn.Module):
         widths = [c["hidden"] << s for s in range(c["stages"])]
         for s, out in enumerate(widths):
             setattr(self, f"stage{s + 1}", Stage(widths[s - 1] if s else c["channels"], out, s == 0))
+        places = -(-c["height"] // 4) * -(-c["width"] // 4)
+        self.embed = torch.nn.Linear(places * widths[-1], widths[-1])
         self.head = torch.nn.Linear(widths[-1], c["classes"])
         self.stages = c["stages"]
 
@@ -94,16 +96,16 @@ class Classifier(torch.nn.Module):
         x = 2 * x - 1
         for s in range(self.stages):
             x = getattr(self, f"stage{s + 1}")(x)
-        return self.head(x.mean((2, 3)))
+        return self.head(F.relu(self.embed(x.permute(0, 2, 3, 1).flatten(1))))
 
 
 def set_weights(model, c):
-    """Parameter number p of the sorted names: (2 u - 1) 0.4 with the numbers of Philox step 0, stream p, in our layout
+    """Parameter number p of the sorted names: (2 u - 1) 0.4, of embed 0.1, with the numbers of Philox step 0, stream p, in our layout
     ((KH,KW,in,out), (in,out)); plus 1 where it is a norm's weight."""
     parameters = dict(model.named_parameters())
     for stream, name in enumerate(sorted(parameters)):
         p = parameters[name]
-        values = (2.0 * uniforms(c["seed"], 0, stream, p.numel()) - 1.0) * 0.4 + (1.0 if name.endswith("norm.weight") else 0.0)
+        values = (2.0 * uniforms(c["seed"], 0, stream, p.numel()) - 1.0) * (0.1 if name.startswith("embed") else 0.4) + (1.0 if name.endswith("norm.weight") else 0.0)
         if p.dim() == 4:
             o, i, kh, kw = p.shape
             values = values.reshape(kh, kw, i, o).transpose(3, 2, 0, 1)

@@ -114,7 +114,7 @@ TaskDef classifier_task() {
               const ClassifierConfig c;
               config.hidden = c.hidden, config.batch = c.batch;
               config.optimizer = c.optimizer, config.lr = c.lr, config.weight_decay = c.weight_decay;
-              config.schedule = "cosine", config.warmup = 50, config.steps = 1500;
+              config.schedule = "cosine", config.warmup = 50, config.steps = 4000;
             }}}};
 }
 
