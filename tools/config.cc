@@ -121,7 +121,7 @@ std::vector<ConfigField> make_fields() {
        {},
        1,
        4096},
-      {"attention", &C::attention, "Model", "vqgan", "attention at the lowest level and in the middle", {}},
+      {"low_attention", &C::low_attention, "Model", "vqgan", "attention at the lowest level and in the middle", {}},
       {"latent", &C::latent, "Model", "vqgan", "channels before quant_conv", {}, 1, 1 << 16},
       {"perceptual",
        &C::perceptual,

@@ -22,7 +22,7 @@ struct TrainConfig {
   std::int64_t hidden = 128, residual_hidden = 32, residual_blocks = 2;
   std::int64_t ch = 32, res_blocks = 1, groups = 8, latent = 64, ndf = 32, disc_layers = 2;
   std::vector<std::int64_t> ch_mult{1, 2, 2};
-  bool attention = true;
+  bool low_attention = true;
   std::string perceptual = "none", lpips_weights;
   double perceptual_weight = 1.0, disc_weight = 0.8, disc_factor = 1.0;
   std::int64_t disc_start = 1000, disc_warmup = 500;

@@ -18,7 +18,7 @@ VqGanConfig vqgan_config(const TrainConfig& config, const ImageSize& images, std
   VqGanConfig c;
   c.height = images.height, c.width = images.width, c.channels = images.channels;
   c.ch = config.ch, c.ch_mult = config.ch_mult, c.res_blocks = config.res_blocks, c.groups = config.groups;
-  c.attention = config.attention, c.latent = config.latent;
+  c.attention = config.low_attention, c.latent = config.latent;
   c.quantizer = quantizer_config(config);
   c.discriminator = {.ndf = config.ndf, .layers = config.disc_layers};
   c.perceptual_weight = config.perceptual_weight;
@@ -161,7 +161,7 @@ std::function<void(TrainConfig&)> sizes(std::string_view preset) {
   return [preset](TrainConfig& config) {
     const VqGanConfig c = vqgan_preset(preset);
     config.ch = c.ch, config.ch_mult = c.ch_mult, config.res_blocks = c.res_blocks, config.groups = c.groups;
-    config.attention = c.attention, config.latent = c.latent;
+    config.low_attention = c.attention, config.latent = c.latent;
     config.code_dim = c.quantizer.dim, config.codes = c.quantizer.codes;
     config.beta = c.quantizer.beta, config.gamma = c.quantizer.gamma;
     config.ndf = c.discriminator.ndf, config.disc_layers = c.discriminator.layers;
