@@ -13,7 +13,6 @@ using Layout = RowProgram::Layout;
 using Kind = RowProgram::Kind;
 
 constexpr std::int64_t kLongValue = 65536;
-constexpr std::int64_t kSmallRegion = 1 << 20, kFewNumbers = 1024;  // elements
 
 std::size_t ix(std::int64_t i) { return static_cast<std::size_t>(i); }
 
@@ -52,13 +51,6 @@ void make_narrow_flat(RowProgram& p) {
 }
 
 class Fuser {
-  struct Region {
-    std::shared_ptr<const RowProgram> program;
-    std::vector<std::int32_t> inputs;
-    std::vector<std::int64_t> types;                               // of the outputs
-    std::vector<std::pair<std::int32_t, std::size_t>> values_out;  // value -> output
-  };
-
  public:
   Fuser(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible)
       : tape_(tape),
@@ -296,9 +288,7 @@ class Fuser {
   }
 
   Rewritten emit();
-  Rewritten emit_in(std::span<const int> order);
-  void emit_batch(Rewriter& r, std::span<const int> groups);
-  Region make_region(const std::vector<int>& members) const;
+  void emit_region(Rewriter& r, const std::vector<int>& members);
 
   const Tape& tape_;
   std::span<const std::int32_t> keep_;
@@ -351,99 +341,24 @@ Rewritten Fuser::emit() {
   std::priority_queue<int, std::vector<int>, decltype(later)> ready(later);
   for (std::size_t g = 0; g < members_.size(); ++g)
     if (!members_[g].empty() && waiting[g] == 0) ready.push(static_cast<int>(g));
-  std::vector<int> order;
-  std::size_t ordered = 0;
+  Rewriter r(tape_);
+  std::size_t emitted = 0;
   while (!ready.empty()) {
     const int g = ready.top();
     ready.pop();
-    order.push_back(g);
-    ordered += members_[ix(g)].size();
+    if (real_group(g))
+      emit_region(r, members_[ix(g)]);
+    else
+      for (int m : members_[ix(g)]) r.copy(m);
+    emitted += members_[ix(g)].size();
     for (int n : next[ix(g)])
       if (--waiting[ix(n)] == 0) ready.push(n);
   }
-  SG_CHECK(ordered == instrs_.size(), "fusion made a cycle: {} of {} instructions ordered", ordered, instrs_.size());
-  return emit_in(order);
-}
-
-// Small regions that follow each other and do not need each other become one instruction: a whole optimizer is one step
-// for which threads are woken once. Single numbers that need them wait until it is over; anything larger ends it, so
-// that no value lives much longer than before.
-Rewritten Fuser::emit_in(std::span<const int> order) {
-  Rewriter r(tape_);
-  std::vector<int> batch, waiting;
-  std::vector<char> pending(members_.size(), 0);
-  const auto copy = [&](int g) {
-    for (int m : members_[ix(g)]) r.copy(m);
-  };
-  const auto flush = [&] {
-    if (!batch.empty()) emit_batch(r, batch);
-    for (int g : waiting) copy(g);
-    for (int g : batch) pending[ix(g)] = 0;
-    for (int g : waiting) pending[ix(g)] = 0;
-    batch.clear(), waiting.clear();
-  };
-  for (const int g : order) {
-    bool needs_pending = false;
-    std::int64_t elements = 0;
-    for (int m : members_[ix(g)]) {
-      for (std::int32_t v : at(m).inputs)
-        needs_pending = needs_pending || pending[ix(group_of_value(v))] != 0,
-        elements = std::max(elements, type(v).shape.elements());
-      for (std::int32_t v : at(m).outputs) elements = std::max(elements, type(v).shape.elements());
-    }
-    if (real_group(g)) {
-      const bool is_small = space_[ix(g)].rows * space_[ix(g)].columns <= kSmallRegion;
-      if (needs_pending || !is_small) flush();
-      batch.push_back(g);
-      pending[ix(g)] = 1;
-      if (!is_small) flush();
-      continue;
-    }
-    const Role role = op_def(at(members_[ix(g)].front()).op).role;
-    const bool is_step = role == Role::plain || role == Role::add || role == Role::sub || role == Role::mul;
-    if (is_step && elements > kFewNumbers) flush();
-    if (needs_pending && !batch.empty()) {
-      waiting.push_back(g);
-      pending[ix(g)] = 1;
-    } else {
-      copy(g);
-    }
-  }
-  flush();
+  SG_CHECK(emitted == instrs_.size(), "fusion made a cycle: {} of {} instructions ordered", emitted, instrs_.size());
   return r.finish();
 }
 
-void Fuser::emit_batch(Rewriter& r, std::span<const int> groups) {
-  std::vector<Region> regions;
-  std::vector<Value> operands;
-  std::vector<std::int64_t> types;
-  std::int64_t first = -1;
-  for (const int g : groups) {
-    Region region = make_region(members_[ix(g)]);
-    for (std::int32_t v : region.inputs) operands.push_back(r.mapped(v));
-    types.insert(types.end(), region.types.begin(), region.types.end());
-    const std::int64_t index = r.out().add_program(region.program);
-    if (first < 0) first = index;
-    regions.push_back(std::move(region));
-  }
-  r.at(members_[ix(groups.back())].back());
-  const std::vector<Value> results =
-      r.out().emit(op_with_role(Role::region), operands,
-                   {{"program", first}, {"count", static_cast<std::int64_t>(groups.size())}, {"types", types}});
-  std::size_t done = 0;
-  for (const Region& region : regions) {
-    for (const auto& [v, k] : region.values_out) {
-      const Value result = results[done + k];
-      if (type(v).shape == result.shape())
-        r.replace(v, result);
-      else
-        r.replace(v, r.out().emit1(op_with_role(Role::alias), {result}, {{"shape", type(v).shape.vec()}}));
-    }
-    done += region.program->outputs.size();
-  }
-}
-
-Fuser::Region Fuser::make_region(const std::vector<int>& members) const {
+void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
   const int g = group_[ix(members.front())];
   auto program = std::make_shared<RowProgram>();
   RowProgram& p = *program;
@@ -583,7 +498,18 @@ Fuser::Region Fuser::make_region(const std::vector<int>& members) const {
     p.rows = 1;
   }
 
-  return {std::move(program), std::move(input_values), std::move(types), std::move(values_out)};
+  r.at(members.back());
+  std::vector<Value> operands;
+  for (std::int32_t v : input_values) operands.push_back(r.mapped(v));
+  const std::int64_t index = r.out().add_program(program);
+  const std::vector<Value> results =
+      r.out().emit(op_with_role(Role::region), operands, {{"program", index}, {"types", types}});
+  for (const auto& [v, k] : values_out) {
+    if (type(v).shape == results[k].shape())
+      r.replace(v, results[k]);
+    else
+      r.replace(v, r.out().emit1(op_with_role(Role::alias), {results[k]}, {{"shape", type(v).shape.vec()}}));
+  }
 }
 
 }  // namespace
@@ -598,20 +524,6 @@ std::string RowProgram::formula() const {
     if (op.kind == Kind::elementwise && !op.attrs.empty()) text += " " + to_string(op.attrs);
   }
   return text;
-}
-
-std::int64_t RowProgram::bytes_read() const {
-  std::int64_t bytes = 0;
-  for (std::size_t r = 0; r < ix(inputs); ++r)
-    bytes += extent(registers[r].layout) * static_cast<std::int64_t>(size_of(registers[r].dtype));
-  return bytes;
-}
-
-std::int64_t RowProgram::bytes_written() const {
-  std::int64_t bytes = 0;
-  for (const int r : outputs)
-    bytes += extent(registers[ix(r)].layout) * static_cast<std::int64_t>(size_of(registers[ix(r)].dtype));
-  return bytes;
 }
 
 Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible) {

@@ -35,14 +35,10 @@ struct RowProgram {
     return layout == Layout::full ? rows * columns : layout == Layout::row ? rows : layout == Layout::column ? columns : 1;
   }
   std::string formula() const;       // "r3 = mul r0 r1; ..." for explain()
-  std::int64_t bytes_read() const;   // each input and output once
-  std::int64_t bytes_written() const;
 };
 
-// Puts the instructions that `fusible` admits (a backend's row operations) into regions. Regions become instructions of
-// the op with Role::region, {"program": pool index, "count": n}: n programs that do not need each other, over any spaces,
-// of consecutive indices; inputs and outputs are those of the first program, then of the second, and so on.
-// Instructions may move, never past a dependency.
+// Puts the instructions that `fusible` admits (a backend's row operations) into regions. Each region becomes one
+// instruction of the op with Role::region, {"program": pool index}. Instructions may move, never past a dependency.
 Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible);
 
 }  // namespace sg

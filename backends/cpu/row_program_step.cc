@@ -45,129 +45,64 @@ struct Tile {
   Index row, rows, first, count;
 };  // `first`: index of the first element; count = rows x columns
 
-// Sums of one chunk, and where the sums of all chunks of a part are.
-struct Folds {
-  double* first = nullptr;
-  Index chunks = 0;
-  std::size_t stride = 0;  // doubles from one chunk's to the next's
+// How a row program is shared out: its tiles or blocks in chunks that depend on their number alone, a scratch for each
+// thread, and partial sums in double for each chunk, which are added in the order of the chunks.
+class Chunks {
+ public:
+  Chunks() = default;
+  // work: elements times ops; below `parallel` it is not worth waking a thread for.
+  Chunks(LowerCtx& ctx, Index pieces, std::size_t thread_bytes, std::size_t fold_doubles, Index work, Index parallel)
+      : pieces_(pieces), thread_bytes_(align64(thread_bytes)), fold_doubles_(fold_doubles) {
+    per_chunk_ = ceil_div(pieces, std::min(pieces, kMaxChunks));
+    chunks_ = ceil_div(pieces, per_chunk_);
+    threads_ = work < parallel ? 1 : omp_get_max_threads();
+    fold_bytes_ = align64(fold_doubles * sizeof(double));
+    scratch_ = Scratch(ctx, thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunks_));
+  }
 
-  // y[k] = sum over chunks of their folds[offset + k], in the order of the chunks.
+  // f(piece, scratch of the thread, folds of the chunk), folds zeroed before a chunk's first piece.
+  template <class F>
+  void run(F&& f) const {
+    const auto chunk = [&](Index c, int thread) {
+      struct Fence {
+        ~Fence() {
+#ifdef __SSE__
+          _mm_sfence();  // generated code may write past the caches
+#endif
+        }
+      } const fence;
+      double* const sums = folds(c);
+      std::fill_n(sums, fold_doubles_, 0.0);
+      const Index end = std::min(pieces_, (c + 1) * per_chunk_);
+      for (Index k = c * per_chunk_; k < end; ++k) f(k, scratch_.at<std::byte>(thread_bytes_ * ix(thread)), sums);
+    };
+    const int threads = std::min<int>(static_cast<int>(threads_), omp_get_max_threads());
+    if (threads == 1 || chunks_ == 1) {
+      for (Index c = 0; c < chunks_; ++c) chunk(c, 0);
+    } else {
+#pragma omp parallel for schedule(static) num_threads(threads)
+      for (Index c = 0; c < chunks_; ++c) chunk(c, omp_get_thread_num());
+    }
+  }
+
+  // y[k] = sum over chunks of their folds[offset + k].
   template <class T>
   void combine(std::size_t offset, Index count, T* y) const {
     for (Index k = 0; k < count; ++k) {
       double s = 0;
-      for (Index c = 0; c < chunks; ++c) s += first[ix(c) * stride + offset + ix(k)];
+      for (Index c = 0; c < chunks_; ++c) s += folds(c)[offset + ix(k)];
       y[k] = static_cast<T>(s);
     }
   }
-};
-
-// One row program of a step, in pieces (tiles or blocks) that do not depend on each other.
-class Part {
- public:
-  virtual ~Part() = default;
-  virtual Index pieces() const = 0;
-  virtual std::size_t thread_bytes() const = 0;  // scratch of a thread
-  virtual std::size_t fold_doubles() const = 0;  // sums of a chunk of pieces, zeroed before its first
-  virtual Index work() const = 0;                // in units of which kParallelWork are worth waking a thread
-  virtual void run(Index piece, std::byte* scratch, double* folds) const = 0;
-  virtual void finish(const Folds& folds) const = 0;
-  virtual std::string detail() const = 0;
-};
-constexpr Index kParallelWork = 65536;
-
-// All parts of a step, shared out in chunks that depend on the number of a part's pieces alone.
-class RowProgramStep final : public Step {
- public:
-  RowProgramStep(LowerCtx& ctx, std::vector<std::unique_ptr<Part>> parts) : parts_(std::move(parts)) {
-    std::size_t fold_bytes = 0;
-    Index work = 0;
-    for (const auto& part : parts_) {
-      thread_bytes_ = std::max(thread_bytes_, align64(part->thread_bytes()));
-      work += part->work();
-      const Index pieces = part->pieces(), per_chunk = ceil_div(pieces, std::min(pieces, kMaxChunks));
-      const std::size_t stride = align64(part->fold_doubles() * sizeof(double));
-      places_.push_back({fold_bytes, ceil_div(pieces, per_chunk), stride});
-      for (Index first = 0; first < pieces; first += per_chunk) {
-        chunks_.push_back({part.get(), first, std::min(pieces, first + per_chunk), fold_bytes});
-        fold_bytes += stride;
-      }
-    }
-    threads_ = work < kParallelWork ? 1 : omp_get_max_threads();
-    scratch_ = Scratch(ctx, thread_bytes_ * ix(threads_) + fold_bytes);
-  }
-
-  void run() override {
-    const int threads = std::min(threads_, omp_get_max_threads());
-    const auto count = static_cast<Index>(chunks_.size());
-    if (threads == 1 || count == 1) {
-      for (Index c = 0; c < count; ++c) run_chunk(c, 0);
-    } else if (parts_.size() == 1) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-      for (Index c = 0; c < count; ++c) run_chunk(c, omp_get_thread_num());
-    } else {  // chunks of unequal length
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-      for (Index c = 0; c < count; ++c) run_chunk(c, omp_get_thread_num());
-    }
-    for (std::size_t i = 0; i < parts_.size(); ++i)
-      parts_[i]->finish({folds(places_[i].offset), places_[i].chunks, places_[i].stride / sizeof(double)});
-  }
-
-  std::string detail() const override {
-    if (parts_.size() == 1) return parts_[0]->detail();
-    std::string text = fmt::format("{} programs", parts_.size());
-    for (const auto& part : parts_) text += "\n      " + part->detail();
-    return text;
-  }
 
  private:
-  struct Chunk {
-    const Part* part;
-    Index first, end;
-    std::size_t folds;  // bytes into those of all parts
-  };
-  struct FoldPlace {
-    std::size_t offset;
-    Index chunks;
-    std::size_t stride;
-  };
-
-  double* folds(std::size_t offset) const { return scratch_.at<double>(thread_bytes_ * ix(threads_) + offset); }
-
-  void run_chunk(Index c, int thread) const {
-    const Chunk& chunk = chunks_[ix(c)];
-    double* const sums = folds(chunk.folds);
-    std::fill_n(sums, chunk.part->fold_doubles(), 0.0);
-    for (Index k = chunk.first; k < chunk.end; ++k)
-      chunk.part->run(k, scratch_.at<std::byte>(thread_bytes_ * ix(thread)), sums);
-#ifdef __SSE__
-    _mm_sfence();  // generated code may write past the caches
-#endif
+  double* folds(Index chunk) const {
+    return scratch_.at<double>(thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunk));
   }
-
-  std::vector<std::unique_ptr<Part>> parts_;
-  std::vector<FoldPlace> places_;
-  std::vector<Chunk> chunks_;
-  std::size_t thread_bytes_ = 0;
-  int threads_ = 1;
+  Index pieces_ = 0, chunks_ = 1, per_chunk_ = 1, threads_ = 1;
+  std::size_t thread_bytes_ = 0, fold_doubles_ = 0, fold_bytes_ = 0;
   Scratch scratch_;
 };
-
-// The operands of one program of an instruction.
-struct Operands {
-  LowerCtx& ctx;
-  std::size_t first_input, first_output;
-  std::byte* input(int i) const { return static_cast<std::byte*>(ctx.data(ctx.instr().inputs[first_input + ix(i)])); }
-  std::byte* output(std::size_t k) const {
-    return static_cast<std::byte*>(ctx.data(ctx.instr().outputs[first_output + k]));
-  }
-};
-
-std::string describe(const RowProgram& p, const std::string& how) {
-  return fmt::format("{} x {}, {} ops, reads {:.3f} MB, writes {:.3f} MB, {}: {}", p.rows, p.columns, p.code.size(),
-                     static_cast<double>(p.bytes_read()) * 1e-6, static_cast<double>(p.bytes_written()) * 1e-6, how,
-                     p.formula());
-}
 
 bool over_rows(Kind kind) { return kind == Kind::reduce_columns || kind == Kind::reduce_all; }
 
@@ -183,10 +118,10 @@ struct Exec {
 };
 
 template <class T>
-class Interpreter final : public Part {
+class Interpreter {
  public:
-  Interpreter(const Operands& operands, const RowProgram& program) : p_(program), table_(common_table<T>()) {
-    place_registers(operands);
+  Interpreter(LowerCtx& ctx, const RowProgram& program) : p_(program), table_(common_table<T>()) {
+    place_registers(ctx);
     for (const RowProgram::Op& op : p_.code) {
       Exec e{op.kind, row_kernel(op.op), {}, static_cast<int>(op.in.size()), op.out};
       std::copy(op.in.begin(), op.in.end(), e.in.begin());
@@ -201,29 +136,33 @@ class Interpreter final : public Part {
       }
       code_.push_back(e);
     }
+    const Index tiles = flat() ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows, tile_rows_);
+    chunks_ = Chunks(ctx, tiles, scratch_bytes_, fold_size_, p_.rows * p_.columns * static_cast<Index>(code_.size()),
+                     kParallelWork);
   }
 
-  Index pieces() const override { return flat() ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows, tile_rows_); }
-  std::size_t thread_bytes() const override { return scratch_bytes_; }
-  std::size_t fold_doubles() const override { return fold_size_; }
-  Index work() const override { return p_.rows * p_.columns * static_cast<Index>(code_.size()); }
-  void run(Index tile, std::byte* scratch, double* folds) const override { run_tile(tile, scratch, folds); }
-  void finish(const Folds& folds) const override {
+  void run() const {
+    chunks_.run([this](Index tile, std::byte* scratch, double* folds) { run_tile(tile, scratch, folds); });
     for (const Exec& e : code_)
       if (over_rows(e.kind))
-        folds.combine(e.fold, p_.extent(places_[ix(e.out)].layout), reinterpret_cast<T*>(places_[ix(e.out)].base));
+        chunks_.combine(e.fold, p_.extent(places_[ix(e.out)].layout), reinterpret_cast<T*>(places_[ix(e.out)].base));
   }
-  std::string detail() const override {
-    return describe(p_, fmt::format("tiles of {}", flat() ? tile_ : tile_rows_ * p_.columns));
+
+  std::string detail() const {
+    return fmt::format("{} x {}, {} ops, tiles of {}: {}", p_.rows, p_.columns, p_.code.size(),
+                       flat() ? tile_ : tile_rows_ * p_.columns, p_.formula());
   }
 
  private:
+  static constexpr Index kParallelWork = 65536;
+
   bool flat() const { return p_.rows == 1; }
   bool is_bf16(int reg) const { return p_.registers[ix(reg)].dtype == DType::bf16; }
   Index columns_of(const Tile& t) const { return flat() ? t.count : p_.columns; }
 
-  void place_registers(const Operands& operands) {
+  void place_registers(LowerCtx& ctx) {
     places_.resize(p_.registers.size());
+    const Instr& instr = ctx.instr();
     std::vector<int> last_use(p_.registers.size(), -1), made_at(p_.registers.size(), -1);
     for (std::size_t i = 0; i < p_.code.size(); ++i) {
       for (int r : p_.code[i].in) last_use[ix(r)] = static_cast<int>(i);
@@ -233,14 +172,14 @@ class Interpreter final : public Part {
       places_[r].layout = p_.registers[r].layout;
       places_[r].element = is_bf16(static_cast<int>(r)) ? sizeof(float) : size_of(p_.registers[r].dtype);
     }
-    for (int i = 0; i < p_.inputs; ++i) places_[ix(i)].base = operands.input(i);
+    for (int i = 0; i < p_.inputs; ++i) places_[ix(i)].base = static_cast<std::byte*>(ctx.data(instr.inputs[ix(i)]));
 
     std::vector<char> temporary(places_.size(), 0);
     for (std::size_t r = ix(p_.inputs); r < places_.size(); ++r) temporary[r] = 1;
     for (std::size_t k = 0; k < p_.outputs.size(); ++k) {
       const int r = p_.outputs[k];
       Place& place = places_[ix(r)];
-      std::byte* const memory = operands.output(k);
+      auto* memory = static_cast<std::byte*>(ctx.data(instr.outputs[k]));
       // An output that lies over an input which a later op still reads waits in scratch until the tile is done.
       bool clobbers = is_bf16(r);  // is narrowed there
       for (int i = 0; i < p_.inputs; ++i)
@@ -501,31 +440,45 @@ class Interpreter final : public Part {
   std::vector<std::pair<int, const std::uint16_t*>> widened_;  // inputs in bf16 and where they are
   Index tile_ = 0, tile_rows_ = 1;
   std::size_t scratch_bytes_ = 0, accumulator_offset_ = 0, fold_size_ = 0;
+  Chunks chunks_;
+};
+
+template <class T>
+class RowProgramStep final : public Step {
+ public:
+  RowProgramStep(LowerCtx& ctx, const RowProgram& program) : interpreter_(ctx, program) {}
+  void run() override { interpreter_.run(); }
+  std::string detail() const override { return interpreter_.detail(); }
+
+ private:
+  Interpreter<T> interpreter_;
 };
 
 // The same by generated code, a block at a time.
-class Generated final : public Part {
+class GeneratedStep final : public Step {
  public:
-  Generated(const Operands& operands, const RowProgram& program, std::unique_ptr<RowJit> code)
+  GeneratedStep(LowerCtx& ctx, const RowProgram& program, std::unique_ptr<RowJit> code)
       : p_(program), code_(std::move(code)) {
+    constexpr Index kParallelWork = 262144;
+    chunks_ = Chunks(ctx, code_->blocks(), code_->scratch_bytes(), code_->fold_doubles(),
+                     p_.rows * p_.columns * static_cast<Index>(p_.code.size()), kParallelWork);
     for (std::size_t i = 0; i < p_.code.size(); ++i)
       if (over_rows(p_.code[i].kind)) {
         const int out = p_.code[i].out;
         const auto k = std::find(p_.outputs.begin(), p_.outputs.end(), out) - p_.outputs.begin();
         sums_.push_back({code_->fold_of(i), p_.extent(p_.registers[ix(out)].layout),
-                         reinterpret_cast<float*>(operands.output(ix(k)))});
+                         static_cast<float*>(ctx.data(ctx.instr().outputs[ix(k)]))});
       }
   }
 
-  Index pieces() const override { return code_->blocks(); }
-  std::size_t thread_bytes() const override { return code_->scratch_bytes(); }
-  std::size_t fold_doubles() const override { return code_->fold_doubles(); }
-  Index work() const override { return p_.rows * p_.columns * static_cast<Index>(p_.code.size()) / 4; }
-  void run(Index block, std::byte* scratch, double* folds) const override { code_->run(block, scratch, folds); }
-  void finish(const Folds& folds) const override {
-    for (const Sum& sum : sums_) folds.combine(sum.offset, sum.count, sum.out);
+  void run() override {
+    chunks_.run([this](Index block, std::byte* scratch, double* folds) { code_->run(block, scratch, folds); });
+    for (const Sum& sum : sums_) chunks_.combine(sum.offset, sum.count, sum.out);
   }
-  std::string detail() const override { return describe(p_, code_->detail()); }
+
+  std::string detail() const override {
+    return fmt::format("{} x {}, {} ops, {}: {}", p_.rows, p_.columns, p_.code.size(), code_->detail(), p_.formula());
+  }
 
  private:
   struct Sum {
@@ -535,47 +488,39 @@ class Generated final : public Part {
   };
   const RowProgram p_;
   std::unique_ptr<RowJit> code_;
+  Chunks chunks_;
   std::vector<Sum> sums_;
 };
 
-std::unique_ptr<Part> make_part(const Operands& operands, const RowProgram& program) {
+std::unique_ptr<RowJit> generate(LowerCtx& ctx, const RowProgram& program) {
   RowMemory memory{std::vector<std::byte*>(program.registers.size(), nullptr)};
-  for (int i = 0; i < program.inputs; ++i) memory.base[ix(i)] = operands.input(i);
-  for (std::size_t k = 0; k < program.outputs.size(); ++k) memory.base[ix(program.outputs[k])] = operands.output(k);
-  if (auto code = RowJit::make(program, memory)) return std::make_unique<Generated>(operands, program, std::move(code));
-  const bool wide = std::any_of(program.registers.begin(), program.registers.end(),
-                                [](const auto& r) { return r.dtype == DType::f64; });
-  if (wide) return std::make_unique<Interpreter<double>>(operands, program);
-  return std::make_unique<Interpreter<float>>(operands, program);
+  for (int i = 0; i < program.inputs; ++i)
+    memory.base[ix(i)] = static_cast<std::byte*>(ctx.data(ctx.instr().inputs[ix(i)]));
+  for (std::size_t k = 0; k < program.outputs.size(); ++k)
+    memory.base[ix(program.outputs[k])] = static_cast<std::byte*>(ctx.data(ctx.instr().outputs[k]));
+  return RowJit::make(program, memory);
 }
 
 }  // namespace
 
 StepPtr lower_row_program(LowerCtx& ctx, int) {
-  std::vector<std::unique_ptr<Part>> parts;
-  Operands operands{ctx, 0, 0};
-  for (std::int64_t k = 0; k < ctx.attrs().i("count"); ++k) {
-    const RowProgram& program = ctx.tape().row_program(ctx.attrs().i("program") + k);
-    parts.push_back(make_part(operands, program));
-    operands.first_input += ix(program.inputs), operands.first_output += program.outputs.size();
-  }
-  return std::make_unique<RowProgramStep>(ctx, std::move(parts));
+  const RowProgram& program = ctx.tape().row_program(ctx.attrs().i("program"));
+  if (auto code = generate(ctx, program)) return std::make_unique<GeneratedStep>(ctx, program, std::move(code));
+  const bool wide = std::any_of(program.registers.begin(), program.registers.end(),
+                                [](const auto& r) { return r.dtype == DType::f64; });
+  if (wide) return std::make_unique<RowProgramStep<double>>(ctx, program);
+  return std::make_unique<RowProgramStep<float>>(ctx, program);
 }
 
 // A tile reads and writes its own rows only, so an output may take the place of an input of the same layout.
 bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int output) {
-  // The same value may come in under two layouts, or for another program; then others read it, too.
-  if (std::count(instr.inputs.begin(), instr.inputs.end(), instr.inputs[ix(i)]) != 1) return false;
-  std::int64_t k = instr.attrs.i("program");
-  const RowProgram* p = &tape.row_program(k);
-  while (i >= p->inputs && output >= static_cast<int>(p->outputs.size())) {
-    i -= p->inputs, output -= static_cast<int>(p->outputs.size());
-    p = &tape.row_program(++k);
-  }
-  if (i < 0 || output < 0 || i >= p->inputs || output >= static_cast<int>(p->outputs.size())) return false;
-  const auto &in = p->registers[ix(i)], &out = p->registers[ix(p->outputs[ix(output)])];
+  const RowProgram& p = tape.row_program(instr.attrs.i("program"));
+  const auto &in = p.registers[ix(i)], &out = p.registers[ix(p.outputs[ix(output)])];
   const bool tiled = in.layout == Layout::full || in.layout == Layout::row;
-  return tiled && in.layout == out.layout && size_of(in.dtype) == size_of(out.dtype);
+  // The same value may come in under two layouts; then other rows read it too.
+  const auto value = instr.inputs[ix(i)];
+  return tiled && in.layout == out.layout && size_of(in.dtype) == size_of(out.dtype) &&
+         std::count(instr.inputs.begin(), instr.inputs.end(), value) == 1;
 }
 
 }  // namespace sg::cpu

