@@ -289,7 +289,7 @@ std::vector<ConfigField> make_fields() {
        "codes whose average count a step falls below this are replaced; 0: never; -1: 1, or 0 where the rule of --codebook "
        "sets no single code. With lru: after as many unused steps",
        {},
-       0,
+       -1,
        kBig},
       {"revival_policy", &C::revival_policy, kCodebook, "codebook",
        "what replaces them: encoder outputs, or moved copies of codes in proportion to their use (split)",
