@@ -38,6 +38,7 @@ Image draw_curves(const std::vector<Metrics>& history, const std::vector<CurvePa
     }
     if (!panel.curves.empty()) panels.push_back(std::move(panel));
   }
+  if (panels.empty()) panels.push_back({"nothing was logged", "step", false, false, {}});
   return draw_panels(panels, 2);
 }
 
