@@ -23,7 +23,8 @@ double milliseconds(Clock::duration d) { return std::chrono::duration<double, st
 TrainConfig with_drawn_data(TrainConfig config) {
   if (!reads_images(config)) return config;
   if (config.data == TrainConfig{}.data) config.data = "synthetic";
-  if (config.limit == 0) config.limit = config.batch;
+  // Of images a batch is enough; a text is read as it is.
+  if (config.limit == 0 && has_field(config.model, *find_field("image_size"))) config.limit = config.batch;
   return config;
 }
 
