@@ -134,18 +134,12 @@ ClassifierStep build_classifier_step(Tape& tape, ClassifierTraining& training, I
 
   std::vector<Value> wrt;
   for (Variable* p : training.optimizer().parameters()) wrt.push_back(tape.read(*p));
-  std::vector<Value> grads = gradients(step.loss, wrt, untrained);
-  Value norm = global_norm(grads);
-  if (c.clip > 0) {
-    ClippedGradients clipped = clip_by_global_norm(grads, c.clip);
-    grads = std::move(clipped.grads);
-    norm = clipped.norm;
-  }
-  training.optimizer().apply(tape, grads, step.learning_rate);
+  const ClippedGradients clipped = clip_by_global_norm(gradients(step.loss, wrt, untrained), c.clip);
+  training.optimizer().apply(tape, clipped.grads, step.learning_rate);
   tape.assign(training.step(), tape.read(training.step()) + 1);
 
   const Value hits = cast(equal(argmax(step.logits), step.labels), DType::f32);
-  step.metrics = {{"loss", step.loss}, {"accuracy", mean(hits)}, {"grad_norm", norm}};
+  step.metrics = {{"loss", step.loss}, {"accuracy", mean(hits)}, {"grad_norm", clipped.norm}};
   return step;
 }
 

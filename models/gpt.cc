@@ -222,20 +222,14 @@ GptTrainStep build_train_step(Tape& tape, GptTraining& training, IfUnreachable u
 
   std::vector<Value> wrt;
   for (Variable* p : training.optimizer().parameters()) wrt.push_back(tape.read(*p));
-  std::vector<Value> grads = gradients(step.loss, wrt, untrained);
-  Value norm = global_norm(grads);
-  if (c.clip > 0) {
-    ClippedGradients clipped = clip_by_global_norm(grads, c.clip);
-    grads = std::move(clipped.grads);
-    norm = clipped.norm;
-  }
-  training.optimizer().apply(tape, grads, step.learning_rate);
+  const ClippedGradients clipped = clip_by_global_norm(gradients(step.loss, wrt, untrained), c.clip);
+  training.optimizer().apply(tape, clipped.grads, step.learning_rate);
   tape.assign(training.step(), tape.read(training.step()) + 1);
   advance_random_state(tape, training.random());
   step.metrics = {{"loss", step.loss},
                   {"bits_per_token", step.loss / std::numbers::ln2},
                   {"accuracy", mean(cast(equal(argmax(logits), step.tokens), DType::f32))},
-                  {"grad_norm", norm}};
+                  {"grad_norm", clipped.norm}};
   return step;
 }
 

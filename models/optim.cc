@@ -152,10 +152,15 @@ Value global_norm(std::span<const Value> grads, Loc loc) {
 
 ClippedGradients clip_by_global_norm(std::span<const Value> grads, double max_norm, Loc loc) {
   const At at{loc};
-  if (!(max_norm > 0))
-    throw Error(ErrorKind::usage, fmt::format("clip_by_global_norm: a bound of {} is not positive", max_norm), loc);
+  if (!(max_norm >= 0))
+    throw Error(ErrorKind::usage, fmt::format("clip_by_global_norm: a bound of {} is below 0 (0: none)", max_norm),
+                loc);
   ClippedGradients clipped;
   clipped.norm = global_norm(grads, loc);
+  if (max_norm == 0) {
+    clipped.grads.assign(grads.begin(), grads.end());
+    return clipped;
+  }
   const Value scale = minimum(at(1.0), at(at(max_norm) / at(at(clipped.norm) + at(1e-6))));
   for (const Value g : grads) clipped.grads.push_back(at(g) * at(scale));
   return clipped;

@@ -95,6 +95,7 @@ std::unique_ptr<Optimizer> optimizer_by_name(std::string_view name, std::vector<
 std::vector<std::string> optimizer_names();
 
 // Gradients scaled by min(1, max_norm / (norm + 1e-6)), norm being the Euclidean norm of all of them together.
+// max_norm 0: as they are.
 struct ClippedGradients {
   std::vector<Value> grads;
   Value norm;  // before clipping

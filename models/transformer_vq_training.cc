@@ -122,17 +122,9 @@ TransformerVqStep build_train_step(Tape& tape, TransformerVqTraining& training, 
   const std::span<Variable* const> parameters = training.optimizer().parameters();
   std::vector<Value> wrt;
   for (Variable* p : parameters) wrt.push_back(tape.read(*p));
-  std::vector<Value> grads = gradients(step.total, wrt, untrained);
-  Value norm;
-  if (c.clip > 0) {
-    ClippedGradients clipped = clip_by_global_norm(grads, c.clip);
-    grads = std::move(clipped.grads);
-    norm = clipped.norm;
-  } else {
-    norm = global_norm(grads);
-  }
+  const ClippedGradients clipped = clip_by_global_norm(gradients(step.total, wrt, untrained), c.clip);
   StepUpdates updates(tape);
-  const std::vector<Value> updated = training.optimizer().update(tape, grads, step.learning_rate);
+  const std::vector<Value> updated = training.optimizer().update(tape, clipped.grads, step.learning_rate);
   for (std::size_t i = 0; i < parameters.size(); ++i) updates.set(*parameters[i], updated[i]);
   for (std::size_t i = 0; i < step.out.quantized.size(); ++i)
     model.quantizers()[i]->update(step.out.quantized[i], context, updates);
@@ -145,7 +137,7 @@ TransformerVqStep build_train_step(Tape& tape, TransformerVqTraining& training, 
   step.metrics = {
       {"loss", step.total}, {"likelihood", step.likelihood}, {"bits_per_token", step.likelihood * std::numbers::log2e}};
   add_code_metrics(step, c.quantizer.codes);
-  step.metrics.push_back({"grad_norm", norm});
+  step.metrics.push_back({"grad_norm", clipped.norm});
   return step;
 }
 

@@ -98,19 +98,10 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training, IfUnreachable un
   const std::span<Variable* const> parameters = training.optimizer().parameters();
   std::vector<Value> wrt;
   for (Variable* p : parameters) wrt.push_back(tape.read(*p));
-  std::vector<Value> grads = gradients(step.total, wrt, untrained);
-
-  Value norm;
-  if (c.clip > 0) {
-    ClippedGradients clipped = clip_by_global_norm(grads, c.clip);
-    grads = std::move(clipped.grads);
-    norm = clipped.norm;
-  } else {
-    norm = global_norm(grads);
-  }
+  const ClippedGradients clipped = clip_by_global_norm(gradients(step.total, wrt, untrained), c.clip);
 
   StepUpdates updates(tape);
-  const std::vector<Value> updated = training.optimizer().update(tape, grads, step.learning_rate);
+  const std::vector<Value> updated = training.optimizer().update(tape, clipped.grads, step.learning_rate);
   for (std::size_t i = 0; i < parameters.size(); ++i) updates.set(*parameters[i], updated[i]);
   quantizer.update(quantized, context, updates);
   updates.commit();
@@ -134,7 +125,7 @@ TrainStep build_train_step(Tape& tape, VqVaeTraining& training, IfUnreachable un
   }
   log({{"grad_reconstruction", norm_of(from_reconstruction)}});
   if (from_losses) log({{"grad_commitment", norm_of(from_losses)}});
-  log({{"grad_norm", norm}});
+  log({{"grad_norm", clipped.norm}});
   if (gamma) step.metrics.push_back({"gamma", gamma});
   return step;
 }

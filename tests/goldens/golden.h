@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backends/backends.h"
+#include "core/philox.h"
 #include "core/tensor.h"
 
 namespace sg::test {
@@ -45,6 +46,15 @@ inline void expect_near(const Tensor& actual, const Json& array, double toleranc
     const double bound = tolerance * std::max(scale, std::abs(expected.at(i)));
     ASSERT_NEAR(actual.at(i), expected.at(i), bound) << what << ", element " << i;
   }
+}
+
+// The numbers that a generator takes from tools/philox.py.
+inline std::vector<double> uniforms(std::uint32_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t count) {
+  std::vector<double> numbers;
+  for (std::uint64_t block = 0; static_cast<std::int64_t>(numbers.size()) < count; ++block)
+    for (const double u : uniform_block(random_block(seed, step, stream, block))) numbers.push_back(u);
+  numbers.resize(static_cast<std::size_t>(count));
+  return numbers;
 }
 
 // A backend in the precision that it can be asked for, and what that precision allows.

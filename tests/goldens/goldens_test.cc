@@ -27,13 +27,6 @@
 namespace sg::test {
 namespace {
 
-std::vector<double> uniforms(std::uint32_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t count) {
-  std::vector<double> numbers;
-  for (std::uint64_t block = 0; static_cast<std::int64_t>(numbers.size()) < count; ++block)
-    for (const double u : uniform_block(random_block(seed, step, stream, block))) numbers.push_back(u);
-  return numbers;
-}
-
 // ---- ops
 
 using Inputs = std::map<std::string, Value>;

@@ -116,7 +116,9 @@ TEST(Clipping, ScalesAllGradientsByTheirCommonNorm) {
   expect_near(t[1], {0.6, 0}, 1e-6);
   expect_near(t[2], {0.8}, 1e-6);
   expect_near(t[3], {3, 0}, 0);
-  expect_error(ErrorKind::usage, {"0"}, [&] { clip_by_global_norm(grads, 0); });
+  expect_error(ErrorKind::usage, {"-1"}, [&] { clip_by_global_norm(grads, -1); });
+  const ClippedGradients none = clip_by_global_norm(grads, 0);
+  for (std::size_t i = 0; i < grads.size(); ++i) EXPECT_EQ(none.grads[i].id, grads[i].id);
 }
 
 }  // namespace

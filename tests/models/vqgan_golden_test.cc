@@ -14,14 +14,7 @@ using namespace vqgan_test;
 using test::golden;
 using test::Json;
 using test::tensor;
-
-std::vector<double> uniforms(std::uint32_t seed, std::uint32_t step, std::uint32_t stream, std::int64_t count) {
-  std::vector<double> out;
-  for (std::int64_t i = 0; i < count; ++i)
-    out.push_back(uniform_block(
-        random_block(seed, step, stream, static_cast<std::uint64_t>(i / 4)))[static_cast<std::size_t>(i % 4)]);
-  return out;
-}
+using test::uniforms;
 
 // f32 of `scale` times 2 u - 1, for weights 2 / sqrt(fan_in).
 Tensor filled(const Shape& shape, std::uint32_t seed, std::uint32_t step, std::uint32_t stream, double scale) {
