@@ -6,6 +6,7 @@
 
 namespace sg {
 
+std::vector<std::string_view> known_backend_names();   // those of backend_names(), and those that are absent here
 std::string describe_backends();    // one line each, and what this build lacks and why
 void set_threads(int threads);      // of the one OpenMP runtime that oneDNN and our kernels share. Error{usage} below 1
 int threads();

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "core/backend.h"
+#include "backends/backends.h"
 #include "core/recompute.h"
 #include "models/optim.h"
 #include "models/quantizers/quantizer.h"
@@ -31,7 +31,7 @@ std::vector<std::string> names() {
 
 std::vector<std::string> backends() {
   std::vector<std::string> names;
-  for (const std::string_view name : backend_names()) names.emplace_back(name);
+  for (const std::string_view name : known_backend_names()) names.emplace_back(name);
   return names;
 }
 

@@ -16,7 +16,9 @@
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/onednn_compat.h"
 #include "backends/cpu/onednn_ops.h"
+#include "backends/cpu/row_jit.h"
 #include "backends/cpu/tune.h"
+#include "backends/rewrites.h"
 #include "ops/op_ids.h"
 
 namespace sg {
@@ -41,6 +43,15 @@ LowerFn onednn_lowering(OpId op) {
   for (const Row& row : kOnednn)
     if (row.op == op) return row.lower;
   return nullptr;
+}
+
+// Operations along rows that are faster as compositions where those run as generated code, and join their neighbours.
+bool better_composed(const Tape& tape, const Instr& instr) {
+  if (instr.op != OpId::softmax && instr.op != OpId::log_softmax && instr.op != OpId::layer_norm &&
+      instr.op != OpId::rms_norm)
+    return false;
+  const TensorType& t = tape.type(instr.outputs[0]);
+  return t.dtype == DType::f32 && t.shape.elements() > 0 && t.shape[-1] <= cpu::kMaxGeneratedColumns;
 }
 
 constexpr std::size_t kCacheLine = 64;
@@ -74,19 +85,11 @@ class CpuBackend final : public Backend {
   }
   bool row_op(const Tape& tape, const Instr& instr) const override { return has_row_kernel(tape, instr); }
   Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override {
-    Rewritten result{nullptr, {}};
-    std::vector<std::int32_t> kept(keep.begin(), keep.end());
-    const auto then = [&](Rewritten next) {
-      if (next.tape == nullptr) return;
-      for (std::int32_t& v : kept) v = next.map[static_cast<std::size_t>(v)];
-      if (result.tape != nullptr) next.map = compose(result.map, next.map);
-      result = std::move(next);
-    };
-    const auto now = [&]() -> const Tape& { return result.tape == nullptr ? tape : *result.tape; };
-    then(compose_rows(tape));
-    then(keep_gradient_sums(now(), kept));
-    then(fuse_conv_bias(now(), kept));
-    return result;
+    RewriteChain chain(tape, keep);
+    if (cpu::has_generator()) chain.then(decompose_where(tape, better_composed, name()));
+    chain.then(keep_gradient_sums(chain.tape(), chain.keep()));
+    chain.then(fuse_conv_bias(chain.tape(), chain.keep()));
+    return chain.finish();
   }
 
   // Subnormal numbers count as zero while steps run, as inputs and as results. An average that decays (the sums of a

@@ -1,10 +1,7 @@
-// The cpu backend's own rewrites: a convolution takes its bias and its relu along, so that the output is written once;
-// an operation along rows becomes its composition where that runs as generated code, which is faster than its own
-// kernel and joins its neighbours.
+#include "backends/rewrites.h"
+
 #include <algorithm>
 
-#include "backends/cpu/onednn_ops.h"
-#include "backends/cpu/row_jit.h"
 #include "ops/op_ids.h"
 
 namespace sg {
@@ -57,25 +54,22 @@ class Matcher {
   std::vector<std::int32_t> uses_, users_;
 };
 
-bool better_composed(const Tape& tape, const Instr& instr) {
-  if (instr.op != OpId::softmax && instr.op != OpId::log_softmax && instr.op != OpId::layer_norm &&
-      instr.op != OpId::rms_norm)
-    return false;
-  const TensorType& t = tape.type(instr.outputs[0]);
-  return t.dtype == DType::f32 && t.shape.elements() > 0 && t.shape[-1] <= cpu::kMaxGeneratedColumns;
-}
-
 }  // namespace
 
-Rewritten compose_rows(const Tape& tape) {
+void RewriteChain::then(Rewritten next) {
+  if (next.tape == nullptr) return;
+  for (std::int32_t& v : keep_) v = next.map[static_cast<std::size_t>(v)];
+  if (result_.tape != nullptr) next.map = compose(result_.map, next.map);
+  result_ = std::move(next);
+}
+
+Rewritten decompose_where(const Tape& tape, const std::function<bool(const Tape&, const Instr&)>& wanted,
+                          std::string_view backend) {
   const auto instrs = tape.instrs();
-  const auto composed = [](const Tape& t, const Instr& instr) { return better_composed(t, instr); };
-  if (!cpu::has_generator() ||
-      std::none_of(instrs.begin(), instrs.end(), [&](const Instr& instr) { return composed(tape, instr); }))
-    return {};
+  if (std::none_of(instrs.begin(), instrs.end(), [&](const Instr& instr) { return wanted(tape, instr); })) return {};
   std::size_t count = 0;
   Rewritten open = decompose_unsupported(
-      tape, [&](const Tape& t, const Instr& instr) { return !composed(t, instr); }, "cpu", false, &count);
+      tape, [&](const Tape& t, const Instr& instr) { return !wanted(t, instr); }, backend, false, &count);
   for (const auto pass : {forward_aliases, simplify}) {
     Rewritten next = pass(*open.tape);
     next.map = compose(open.map, next.map);

@@ -1,4 +1,4 @@
-#include "backends/cpu/onednn_ops.h"
+#include "backends/rewrites.h"
 #include "ops/op_ids.h"
 
 namespace sg {

@@ -1,0 +1,172 @@
+#include "backends/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <mutex>
+#include <optional>
+
+#include "backends/cuda/lowering.h"
+#include "backends/cuda/runtime_checks.h"
+#include "backends/rewrites.h"
+#include "ops/op_ids.h"
+
+namespace sg::cuda {
+namespace {
+
+struct Row {
+  OpId op;
+  LowerFn lower;
+};
+
+// What cuBLASLt and the codebook search do. Other ops are plain kernels or row programs.
+constexpr Row kProducts[] = {
+    {OpId::matmul, lower_matmul},
+    {OpId::conv2d, lower_conv2d},
+    {OpId::conv2d_bias, lower_conv2d},
+    {OpId::conv2d_transpose, lower_conv2d_transpose},
+    {OpId::conv2d_weight_grad, lower_conv2d_weight_grad},
+    {OpId::nearest_code, lower_nearest_code},
+};
+
+LowerFn product_lowering(OpId op) {
+  for (const Row& row : kProducts)
+    if (row.op == op) return row.lower;
+  return nullptr;
+}
+
+// Operations along rows: as compositions they become part of a row program with their neighbours.
+bool better_composed(const Tape& tape, const Instr& instr) {
+  switch (instr.op) {
+    case OpId::softmax:
+    case OpId::log_softmax:
+    case OpId::layer_norm:
+    case OpId::rms_norm:
+      return tape.type(instr.outputs[0]).shape.elements() > 0;
+    default:
+      return false;
+  }
+}
+
+// Kernels that read a row before they write it, and then only its own elements.
+bool overwrites_its_rows(OpId op) {
+  return op == OpId::softmax || op == OpId::log_softmax || op == OpId::layer_norm || op == OpId::rms_norm ||
+         op == OpId::group_norm;
+}
+
+}  // namespace
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const Tables& tables) : device_(tables), checks_(device_) {}
+
+  Device& device() { return device_; }
+
+  std::string_view name() const override { return "cuda"; }
+  std::string describe() const override {
+    const Tables& t = device_.tables();
+    const auto library = [](std::string_view name, const std::string& missing) {
+      return missing.empty() ? std::string(name) : fmt::format("no {} ({})", name, missing);
+    };
+    return fmt::format("{}, sm_{}, {} multiprocessors; {}, {}", device_.name(), device_.arch(),
+                       device_.multiprocessors(), library("cuBLASLt", t.no_blas), library("NVRTC", t.no_nvrtc));
+  }
+
+  bool supports(const Tape& tape, const Instr& instr) const override {
+    if (product_lowering(instr.op) != nullptr) return is_real(tape.type(instr.inputs[0]).dtype);
+    return plain_lowering(tape, instr) != nullptr || lowers_as_row_program(tape, instr);
+  }
+  std::unique_ptr<Step> lower(LowerCtx& ctx) override {
+    if (const LowerFn lower = product_lowering(ctx.instr().op)) return lower(device_, ctx);
+    if (const LowerFn lower = plain_lowering(ctx.tape(), ctx.instr())) return lower(device_, ctx);
+    return lower_row_program(device_, ctx);
+  }
+  bool in_place(const Tape& tape, const Instr& instr, int i, int) const override {
+    const bool same_type = tape.type(instr.inputs[static_cast<std::size_t>(i)]) == tape.type(instr.outputs[0]);
+    if (overwrites_its_rows(instr.op)) return i == 0;
+    return same_type && op_def(instr.op).elementwise && plain_lowering(tape, instr) == nullptr;
+  }
+  bool row_op(const Tape& tape, const Instr& instr) const override { return cuda::row_op(tape, instr); }
+  Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override {
+    RewriteChain chain(tape, keep);
+    chain.then(decompose_where(tape, better_composed, name()));
+    chain.then(keep_gradient_sums(chain.tape(), chain.keep()));
+    chain.then(fuse_conv_bias(chain.tape(), chain.keep()));
+    return chain.finish();
+  }
+
+  void leave() override { checks_.steps_ran(); }
+
+  void* allocate(std::size_t bytes) override { return device_.allocate(std::max<std::size_t>(bytes, 1)); }
+  void release(void* p) override { device_.release(p); }
+  void upload(void* dst, const std::byte* src, TensorType type) override {
+    if (type.bytes() > 0) device_.upload(dst, src, type.bytes());
+  }
+  void download(std::byte* dst, const void* src, TensorType type) override {
+    checks_.raise();
+    if (type.bytes() > 0) device_.download(dst, src, type.bytes());
+  }
+  bool host_memory(DType) const override { return false; }
+
+ private:
+  Device device_;
+  RuntimeChecks checks_;
+};
+
+std::unique_ptr<Backend> make_cuda_backend(const Tables& tables) { return std::make_unique<CudaBackend>(tables); }
+
+Device& device_of(Backend& backend) {
+  auto* cuda = dynamic_cast<CudaBackend*>(&backend);
+  if (cuda == nullptr) fail(ErrorKind::usage, "backend '{}' has no GPU", backend.name());
+  return cuda->device();
+}
+
+namespace {
+
+// The process's backend: made when first asked for, and never destroyed, because the driver's own library may be gone
+// by the time that static objects are.
+struct Process {
+  std::mutex mutex;
+  const Tables* tables = nullptr;
+  CudaBackend* backend = nullptr;
+  std::optional<std::string> absent;  // set once it was tried
+
+  void open() {
+    const std::lock_guard lock(mutex);
+    if (absent) return;
+    if (tables == nullptr) tables = &system_tables();
+    try {
+      backend = new CudaBackend(*tables);
+      absent.emplace();
+    } catch (const Error& e) {
+      absent = e.message();
+    }
+  }
+};
+Process& process() {
+  static Process* const instance = new Process;
+  return *instance;
+}
+
+}  // namespace
+
+void set_cuda_tables(const Tables& tables) {
+  Process& p = process();
+  const std::lock_guard lock(p.mutex);
+  if (p.absent) fail(ErrorKind::usage, "set_cuda_tables: backend 'cuda' is in use already");
+  p.tables = &tables;
+}
+
+const std::string& no_cuda() {
+  process().open();
+  return *process().absent;
+}
+
+}  // namespace sg::cuda
+
+namespace sg {
+
+Backend& cuda_backend() {
+  if (const std::string& why = cuda::no_cuda(); !why.empty()) throw Error(ErrorKind::backend, why);
+  return *cuda::process().backend;
+}
+
+}  // namespace sg
