@@ -1,5 +1,5 @@
-// The kernels that were compiled into this binary: one fatbin for each .cu file (cmake/cuda_kernels.cmake), with machine
-// code for each architecture named there and PTX for newer ones.
+// The kernels that were compiled into this binary: one fatbin for each .cu file (cmake/cuda_kernels.cmake), with
+// machine code for each architecture named there and PTX for newer ones.
 #pragma once
 #include <span>
 #include <string_view>
