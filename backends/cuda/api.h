@@ -51,6 +51,10 @@ struct Tables {
 };
 
 // From the libraries of this machine, opened once, at the first call. Never throws.
+// cuBLASLt and NVRTC are opened only where there is a driver.
 const Tables& system_tables();
+
+// Fills the table from libnvrtc, which needs neither driver nor GPU. The reason where it is absent, or nothing.
+std::string open_nvrtc(NvrtcApi& table);
 
 }  // namespace sg::cuda
