@@ -15,20 +15,30 @@ struct Dim {
 };
 
 struct Options {
-  bool check_races = false;         // shared- and global-memory races between barriers
-  bool check_initialised = false;   // reads of shared and fresh global memory that nobody wrote
-  std::uint64_t seed = 1;           // order of blocks and warps, and where warps are preempted
-  unsigned quantum = 64;            // largest number of instructions that a warp runs before another may
-  std::uint64_t max_steps = std::uint64_t{1} << 34;   // warp instructions of a launch; more is reported as endless
+  bool check_races = false;        // shared- and global-memory races between barriers
+  bool check_initialised = false;  // reads of shared and fresh global memory that nobody wrote
+  std::uint64_t seed = 1;          // order of blocks and warps, and where warps are preempted
+  unsigned quantum = 64;           // largest number of instructions that a warp runs before another may
+  std::uint64_t max_steps = std::uint64_t{1} << 34;  // warp instructions of a launch; more is reported as endless
 };
 
 enum class Fault : std::uint8_t {
-  none, out_of_bounds, misaligned, uninitialised, race, barrier, shuffle, trap, assertion, endless, bad_launch
+  none,
+  out_of_bounds,
+  misaligned,
+  uninitialised,
+  race,
+  barrier,
+  shuffle,
+  trap,
+  assertion,
+  endless,
+  bad_launch
 };
 
 struct Result {
   Fault fault = Fault::none;
-  std::string report;               // kernel, source line, block, thread, address, what was wrong; empty where ok
+  std::string report;  // kernel, source line, block, thread, address, what was wrong; empty where ok
   std::uint64_t warp_instructions = 0;
   bool ok() const { return fault == Fault::none; }
 };
@@ -47,13 +57,14 @@ struct Parameter {
   std::size_t offset = 0, size = 0;
 };
 
-class Kernel;   // an entry point, decoded
+class Kernel;  // an entry point, decoded
 
 class Module {
  public:
-  explicit Module(const std::string& text);   // throws std::runtime_error: line number and text of what is not understood
+  explicit Module(
+      const std::string& text);  // throws std::runtime_error: line number and text of what is not understood
   ~Module();
-  const Kernel* find(const std::string& name) const;   // null where there is none
+  const Kernel* find(const std::string& name) const;  // null where there is none
   std::vector<std::string> names() const;
 
  private:
@@ -62,9 +73,9 @@ class Module {
 };
 
 std::vector<Parameter> parameters(const Kernel& kernel);
-int registers_declared(const Kernel& kernel);         // virtual registers, not what ptxas would use
+int registers_declared(const Kernel& kernel);  // virtual registers, not what ptxas would use
 std::size_t static_shared_bytes(const Kernel& kernel);
-unsigned max_threads(const Kernel& kernel);           // .maxntid, or 1024
+unsigned max_threads(const Kernel& kernel);  // .maxntid, or 1024
 
 // Runs to the end or to the first fault. `dynamic_shared`: bytes. `arguments`: as cuLaunchKernel takes them.
 Result launch(const Kernel& kernel, Dim grid, Dim block, std::size_t dynamic_shared, void** arguments, Memory& memory,

@@ -1,0 +1,92 @@
+// One instruction of PTX text -> Instructions of a Kernel. What is not understood is refused: every modifier of an
+// instruction must have been looked at.
+#pragma once
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/cuda_emulator/ptx/lanes.h"
+#include "tests/cuda_emulator/ptx/operands.h"
+
+namespace sg::ptx {
+
+class Decoder {
+ public:
+  Decoder(Kernel& kernel, const ModuleNames& names) : operands(kernel, names), kernel_(kernel), names_(names) {}
+  Operands operands;
+
+  void location(int file, int line) {
+    file_ = file;
+    source_line_ = line;
+  }
+  void label(const std::string& name);
+  void branch_targets(const std::string& name, const std::string& list);
+  void instruction(const std::string& text, int line);
+  void finish();
+
+ private:
+  // An instruction while it is taken apart.
+  struct Op {
+    std::string text, base;
+    std::vector<std::string> modifiers, operands;
+    Instruction in;
+    bool take(std::string_view modifier);
+    std::string last() const { return modifiers.empty() ? std::string() : modifiers.back(); }
+  };
+  using Handler = void (Decoder::*)(Op&);
+  static const std::map<std::string, Handler>& handlers();
+
+  void emit(Op& op);  // after all of it was understood
+  void emit(const Instruction& in);
+  [[noreturn]] void unknown(const Op& op) const;
+  void expect_operands(const Op& op, std::size_t least, std::size_t most) const;
+  u32 list(const std::vector<u32>& slots);
+  bool take_space(Op& op, Space& space);
+  std::string take_type(Op& op);
+  void take_memory_modifiers(Op& op);
+  u32 vector_slots(Op& op, const std::string& text, int bytes, bool write, int& register_bytes);
+
+  void by_table(Op& op);
+  void plain_form(Op& op, const Form& form, bool conversion);
+  void compare_form(Op& op, const Form& form, BoolOp bool_op);
+  void set(Op& op);
+  void mov(Op& op);
+  void cvt(Op& op);
+  void branch(Op& op);
+  void branch_table(Op& op);
+  void exit(Op& op);
+  void trap(Op& op);
+  void barrier(Op& op);
+  void warp_barrier(Op& op);
+  void barrier_or_warp_barrier(Op& op);
+  void load(Op& op);
+  void store(Op& op);
+  void atomic(Op& op);
+  void copy_async(Op& op);
+  void fence(Op& op);
+  void prefetch(Op& op);
+  void call(Op& op);
+  void shuffle(Op& op);
+  void vote(Op& op);
+  void match(Op& op);
+  void redux(Op& op);
+  void active_mask(Op& op);
+  void matrix_product(Op& op);
+  void load_matrix(Op& op);
+
+  Kernel& kernel_;
+  const ModuleNames& names_;
+  Origin origin_;
+  int file_ = 0, source_line_ = 0;
+  std::map<std::string, s32> labels_;
+  std::map<std::string, std::vector<std::string>> targets_;
+  struct Fix {
+    std::size_t instruction;
+    std::string label;
+    int line;
+  };
+  std::vector<Fix> fixes_;
+};
+
+}  // namespace sg::ptx
