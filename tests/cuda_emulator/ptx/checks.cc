@@ -100,7 +100,7 @@ void Checks::touch(Cell& cell, const Warp& warp, const Instruction& in, const Wh
   } else if (cell.reader.warp != me.warp) {
     cell.many_warps = true;
     cell.reader_lanes = 0;
-  } else {
+  } else if (cell.reader.clock != me.clock) {
     for (int l = 0; l < kLanes; ++l)
       if (has(cell.reader_lanes, l) && warp.order.met[l][me.lane] > cell.reader.clock) cell.reader_lanes &= ~(1u << l);
   }

@@ -71,9 +71,8 @@ void add_to_integer(Forms& f, const std::string& to) {
   auto add = [&]<auto F32, auto F64>(const std::string& how) {
     f["cvt." + how + "." + to + ".f32"] = form<[](float a) -> Kept<To> { return to_integer<To>(F32(a)); }>();
     f["cvt." + how + "." + to + ".f64"] = form<[](double a) -> Kept<To> { return to_integer<To>(F64(a)); }>();
-    f["cvt." + how + "." + to + ".f16"] = form<[](Half a) -> Kept<To> {
-      return to_integer<To>(F32(static_cast<float>(half_value(static_cast<u16>(a)))));
-    }>();
+    f["cvt." + how + "." + to + ".f16"] =
+        form<[](Half a) -> Kept<To> { return to_integer<To>(F32(half_float(static_cast<u16>(a)))); }>();
   };
   add.template
   operator()<[](float x) { return __builtin_nearbyintf(x); }, [](double x) { return __builtin_nearbyint(x); }>("rni");
@@ -102,10 +101,6 @@ void add_from_integer(Forms& f, const std::string& from) {
 float unit(float x) { return x > 1.0f ? 1.0f : x > 0.0f ? x : 0.0f; }
 float quiet(float x) { return x != x ? std::bit_cast<float>(0x7fffffffu) : x; }
 double relu(double x) { return x > 0 || x != x ? x : 0.0; }
-u32 tf32_bits(float x, Round how) {
-  return x != x ? 0x7fffffffu : std::bit_cast<u32>(static_cast<float>(rounded(double{x}, kTf32Format, how)));
-}
-
 void add_rounding(Forms& f) {  // to an integer of the same type
   f["cvt.rni.f32.f32"] = form<[](float a) -> float { return __builtin_nearbyintf(a); }>();
   f["cvt.rzi.f32.f32"] = form<[](float a) -> float { return __builtin_truncf(a); }>();
@@ -127,7 +122,7 @@ void add_between_floats(Forms& f) {
   f["cvt.rz.f32.f64"] = rounded_form<FE_TOWARDZERO, [](double a) -> float { return quiet(static_cast<float>(a)); }>();
   f["cvt.rm.f32.f64"] = rounded_form<FE_DOWNWARD, [](double a) -> float { return quiet(static_cast<float>(a)); }>();
   f["cvt.rp.f32.f64"] = rounded_form<FE_UPWARD, [](double a) -> float { return quiet(static_cast<float>(a)); }>();
-  f["cvt.f32.f16"] = form<[](Half a) -> float { return quiet(static_cast<float>(half_value(static_cast<u16>(a)))); }>();
+  f["cvt.f32.f16"] = form<[](Half a) -> float { return quiet(half_float(static_cast<u16>(a))); }>();
   f["cvt.f64.f16"] = form<[](Half a) -> double { return half_value(static_cast<u16>(a)); }>();
   f["cvt.f32.bf16"] = form<[](Bfloat a) -> float { return bfloat_float(static_cast<u16>(a)); }>();
   f["cvt.rn.bf16.f32"] = form<[](float a) -> Bfloat { return Bfloat{bfloat_nearest(a)}; }>();
@@ -141,23 +136,23 @@ void add_between_floats(Forms& f) {
   f["cvt.rn.relu.bf16x2.f32"] = form<[](float hi, float lo) -> u32 {
     return u32{bfloat_bits(relu(double{hi}))} << 16 | bfloat_bits(relu(double{lo}));
   }>();
-  auto halves = [&]<Round kHow>(const std::string& how) {
-    f["cvt." + how + ".f16.f32"] = form<[](float a) -> Half { return Half{half_bits(double{a}, kHow)}; }>();
-    f["cvt." + how + ".f16.f64"] = form<[](double a) -> Half { return Half{half_bits(a, kHow)}; }>();
-    f["cvt." + how + ".f16x2.f32"] = form<[](float hi, float lo) -> u32 {
-      return u32{half_bits(double{hi}, kHow)} << 16 | half_bits(double{lo}, kHow);
-    }>();
+  auto halves = [&]<auto F>(const std::string& how) {
+    f["cvt." + how + ".f16.f32"] = form<[](float a) -> Half { return Half{F(double{a})}; }>();
+    f["cvt." + how + ".f16.f64"] = form<[](double a) -> Half { return Half{F(a)}; }>();
+    f["cvt." + how + ".f16x2.f32"] =
+        form<[](float hi, float lo) -> u32 { return u32{F(double{hi})} << 16 | F(double{lo}); }>();
   };
-  halves.operator()<Round::nearest>("rn");
-  halves.operator()<Round::zero>("rz");
+  halves.operator()<[](double x) { return half_bits(x); }>("rn");
+  halves.operator()<[](double x) { return half_bits(x, Round::zero); }>("rz");
   f["cvt.rm.f16.f32"] = form<[](float a) -> Half { return Half{half_bits(double{a}, Round::down)}; }>();
   f["cvt.rp.f16.f32"] = form<[](float a) -> Half { return Half{half_bits(double{a}, Round::up)}; }>();
   f["cvt.rn.relu.f16x2.f32"] = form<[](float hi, float lo) -> u32 {
     return u32{half_bits(relu(double{hi}))} << 16 | half_bits(relu(double{lo}));
   }>();
-  f["cvt.rna.tf32.f32"] = form<[](float a) -> u32 { return tf32_bits(a, Round::away); }>();
-  f["cvt.rn.tf32.f32"] = form<[](float a) -> u32 { return tf32_bits(a, Round::nearest); }>();
-  f["cvt.rz.tf32.f32"] = form<[](float a) -> u32 { return tf32_bits(a, Round::zero); }>();
+  f["cvt.rna.tf32.f32"] = form<[](float a) -> u32 { return tf32_nearest(a, true); }>();
+  f["cvt.rn.tf32.f32"] = form<[](float a) -> u32 { return tf32_nearest(a, false); }>();
+  f["cvt.rz.tf32.f32"] =
+      form<[](float a) -> u32 { return a != a ? 0x7fffffffu : std::bit_cast<u32>(a) & 0xffffe000u; }>();
 }
 
 }  // namespace

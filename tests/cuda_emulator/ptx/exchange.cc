@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "tests/cuda_emulator/ptx/lanes.h"
 #include "tests/cuda_emulator/ptx/memory.h"
 #include "tests/cuda_emulator/ptx/small_float.h"
 
@@ -133,19 +134,21 @@ void active_mask(Warp& warp, const Instruction& in, u32 mask) {
   for (u32 m = mask; m != 0; m &= m - 1) lanes<u32>(warp, in.d)[first_lane(m)] = mask;
 }
 
+namespace {
+
 // Fragments as in the PTX ISA: lane = 4 row + column pair. An A register holds rows row and row + 8 by its lowest index
 // bit and the second half of K by the next; B's index is the half of K. Products are added to C in order of k.
-void matrix_product(Warp& warp, const Instruction& in, u32) {
-  const Matrix type = static_cast<Matrix>(in.mode);
-  const int depth = in.count, packed = type == Matrix::tf32 ? 1 : 2;  // elements in a register
-  const int registers = depth / packed / 4;                           // of B; A has twice as many
+template <Matrix type>
+[[gnu::always_inline]] inline void multiply(Warp& warp, const Instruction& in) {
+  constexpr int packed = type == Matrix::tf32 ? 1 : 2;         // elements in a register
+  const int depth = in.count, registers = depth / packed / 4;  // of B; A has twice as many
   const u32* d = warp.kernel->slots.data() + in.list;
   const u32 *a = d + 4, *b = a + 2 * registers, *c = b + registers;
   float left[16][16], right[16][8], sum[16][8];
   auto value = [&](u32 bits, int element) {
     if (type == Matrix::tf32) return std::bit_cast<float>(bits & 0xffffe000u);
     const u16 x = static_cast<u16>(bits >> (16 * element));
-    return type == Matrix::bf16 ? bfloat_float(x) : static_cast<float>(half_value(x));
+    return type == Matrix::bf16 ? bfloat_float(x) : half_float(x);
   };
   for (int l = 0; l < kLanes; ++l) {
     const int row = l >> 2, column = l & 3;
@@ -163,6 +166,27 @@ void matrix_product(Warp& warp, const Instruction& in, u32) {
       for (int j = 0; j < 8; ++j) sum[i][j] += left[i][k] * right[k][j];
   for (int l = 0; l < kLanes; ++l)
     for (int r = 0; r < 4; ++r) lanes<float>(warp, d[r])[l] = sum[(l >> 2) + 8 * (r >> 1)][2 * (l & 3) + (r & 1)];
+}
+
+[[gnu::always_inline]] inline void multiply_any(Warp& warp, const Instruction& in) {
+  switch (static_cast<Matrix>(in.mode)) {
+    case Matrix::tf32:
+      return multiply<Matrix::tf32>(warp, in);
+    case Matrix::bf16:
+      return multiply<Matrix::bf16>(warp, in);
+    case Matrix::f16:
+      return multiply<Matrix::f16>(warp, in);
+  }
+}
+SG_PTX_WIDE void multiply_wide(Warp& warp, const Instruction& in) { multiply_any(warp, in); }
+
+}  // namespace
+
+void matrix_product(Warp& warp, const Instruction& in, u32) {
+  if (wide_lanes())
+    multiply_wide(warp, in);
+  else
+    multiply_any(warp, in);
 }
 
 // Row r of matrix i is at the address of lane 8 i + r.

@@ -69,7 +69,7 @@ u8* resolve(Warp& warp, const Instruction& in, int lane, u64 address, unsigned b
                                             : "atomic",
                      bytes, space_name(space), space == Space::global ? "address" : "offset", address, what));
   };
-  if (address % bytes != 0) wrong(Fault::misaligned, "misaligned");
+  if ((address & (bytes - 1)) != 0) wrong(Fault::misaligned, "misaligned");
   u8* p = nullptr;
   u8* written = nullptr;
   if (space == Space::shared) {
@@ -117,10 +117,23 @@ void read_addresses(const Warp& warp, const Instruction& in, u64* addresses) {
 
 namespace {
 
+// A: u32 where that is what addresses are computed in (shared memory), else u64.
+template <class A>
+[[gnu::always_inline]] inline void warp_addresses(const Warp& warp, const Instruction& in, A* addresses) {
+  if constexpr (sizeof(A) == 8) {
+    read_addresses(warp, in, addresses);
+  } else {
+    const u32 offset = static_cast<u32>(in.offset);
+    const Lane<u32>* a = lanes<u32>(warp, in.a);
+    for (int l = 0; l < kLanes; ++l) addresses[l] = a[l] + offset;
+  }
+}
+
 // True where all lanes of the mask are within one allocation and aligned; then host address = origin + address.
-[[gnu::always_inline]] inline bool whole_warp(Warp& warp, const Instruction& in, u64* addresses, u32 mask, u64 bytes,
+template <class A>
+[[gnu::always_inline]] inline bool whole_warp(Warp& warp, const Instruction& in, A* addresses, u32 mask, u32 bytes,
                                               u64& origin) {
-  const u64 first = addresses[first_lane(mask)];
+  const A first = addresses[first_lane(mask)];
   if (mask != kAllLanes)
     for (std::size_t l = 0; l < kLanes; ++l) addresses[l] = mask & kBits[l] ? addresses[l] : first;
   u64 base = 0, size = 0;
@@ -137,16 +150,21 @@ namespace {
     return false;
   }
   if (size < bytes) return false;
-  u64 bad = 0;
-  for (int l = 0; l < kLanes; ++l) bad |= (addresses[l] & (bytes - 1)) | (addresses[l] - base > size - bytes ? 1 : 0);
+  const A from = static_cast<A>(base), room = static_cast<A>(size - bytes), low = static_cast<A>(bytes - 1);
+  A bad = 0;
+  for (int l = 0; l < kLanes; ++l) bad |= (addresses[l] & low) | static_cast<A>(addresses[l] - from > room ? 1 : 0);
   return bad == 0;
 }
 
-template <std::size_t kBytes>
-[[gnu::always_inline]] inline bool consecutive(const u64* addresses) {
-  u64 difference = 0;
-  for (u64 l = 0; l < kLanes; ++l) difference |= addresses[l] ^ (addresses[0] + l * kBytes);
-  return difference == 0;
+enum class Pattern : u8 { scattered, consecutive, uniform };
+template <class A>
+[[gnu::always_inline]] inline Pattern pattern(const A* addresses, A bytes) {
+  A from_next = 0, from_same = 0;
+  for (A l = 0; l < kLanes; ++l) {
+    from_next |= addresses[l] ^ (addresses[0] + l * bytes);
+    from_same |= addresses[l] ^ addresses[0];
+  }
+  return from_next == 0 ? Pattern::consecutive : from_same == 0 ? Pattern::uniform : Pattern::scattered;
 }
 
 template <class M, class R>
@@ -156,90 +174,111 @@ Lane<R> loaded(const u8* p) {
   return to_lane<R>(static_cast<R>(x));
 }
 
-template <class M, class R, bool kChecked>
-[[gnu::always_inline]] inline void load_lanes(Warp& warp, const Instruction& in, u32 mask) {
-  alignas(64) u64 addresses[kLanes];
-  read_addresses(warp, in, addresses);
-  const unsigned bytes = static_cast<unsigned>(sizeof(M) * in.count);
+template <class M, class R, class A>
+[[gnu::always_inline]] inline bool load_whole(Warp& warp, const Instruction& in, u32 mask) {
+  alignas(64) A addresses[kLanes];
+  warp_addresses(warp, in, addresses);
   const u32* slots = warp.kernel->slots.data() + in.list;
   u64 origin = 0;
-  if (!kChecked && whole_warp(warp, in, addresses, mask, bytes, origin)) {
-    if (in.count == 1) {
-      Lane<R>* d = lanes<R>(warp, slots[0]);
-      if (mask != kAllLanes) {
-        for (u32 m = mask; m != 0; m &= m - 1) {
-          const int l = first_lane(m);
-          d[l] = loaded<M, R>(reinterpret_cast<const u8*>(origin + addresses[l]));
-        }
-      } else if (sizeof(M) == sizeof(Lane<R>) && consecutive<sizeof(M)>(addresses)) {
-        std::memcpy(d, reinterpret_cast<const u8*>(origin + addresses[0]), sizeof(M) * kLanes);
-      } else {
-        for (int l = 0; l < kLanes; ++l) d[l] = loaded<M, R>(reinterpret_cast<const u8*>(origin + addresses[l]));
-      }
-      return;
+  if (!whole_warp(warp, in, addresses, mask, static_cast<u32>(sizeof(M) * in.count), origin)) return false;
+  auto at = [&](int l) { return reinterpret_cast<const u8*>(origin + addresses[l]); };
+  if (in.count == 1 && mask == kAllLanes) {
+    Lane<R>* d = lanes<R>(warp, slots[0]);
+    const Pattern found = pattern(addresses, static_cast<A>(sizeof(M)));
+    if (sizeof(M) == sizeof(Lane<R>) && found == Pattern::consecutive) {
+      std::memcpy(d, at(0), sizeof(M) * kLanes);
+    } else if (found == Pattern::uniform) {
+      const Lane<R> x = loaded<M, R>(at(0));
+      for (int l = 0; l < kLanes; ++l) d[l] = x;
+    } else {
+#pragma GCC unroll 8
+      for (int l = 0; l < kLanes; ++l) d[l] = loaded<M, R>(at(l));
     }
-    for (u32 v = 0; v < in.count; ++v) {
-      if (slots[v] == kNoSlot) continue;
-      Lane<R>* d = lanes<R>(warp, slots[v]);
-      for (u32 m = mask; m != 0; m &= m - 1) {
-        const int l = first_lane(m);
-        d[l] = loaded<M, R>(reinterpret_cast<const u8*>(origin + addresses[l] + v * sizeof(M)));
-      }
+    return true;
+  }
+  for (u32 v = 0; v < in.count; ++v) {
+    if (slots[v] == kNoSlot) continue;
+    Lane<R>* d = lanes<R>(warp, slots[v]);
+    for (u32 m = mask; m != 0; m &= m - 1) {
+      const int l = first_lane(m);
+      d[l] = loaded<M, R>(at(l) + v * sizeof(M));
     }
-    return;
+  }
+  return true;
+}
+
+template <class M, class R, class A>
+[[gnu::always_inline]] inline bool store_whole(Warp& warp, const Instruction& in, u32 mask) {
+  alignas(64) A addresses[kLanes];
+  warp_addresses(warp, in, addresses);
+  const u32* slots = warp.kernel->slots.data() + in.list;
+  u64 origin = 0;
+  if (!whole_warp(warp, in, addresses, mask, static_cast<u32>(sizeof(M) * in.count), origin)) return false;
+  if (in.count == 1 && mask == kAllLanes && sizeof(M) == sizeof(Lane<R>) &&
+      pattern(addresses, static_cast<A>(sizeof(M))) == Pattern::consecutive) {
+    std::memcpy(reinterpret_cast<u8*>(origin + addresses[0]), lanes<R>(warp, slots[0]), sizeof(M) * kLanes);
+    return true;
   }
   for (u32 m = mask; m != 0; m &= m - 1) {
     const int l = first_lane(m);
-    const u8* p = resolve(warp, in, l, addresses[l], bytes, Checks::Access::read, in.space);
+    for (u32 v = 0; v < in.count; ++v) {
+      const M x = static_cast<M>(lanes<R>(warp, slots[v])[l]);
+      std::memcpy(reinterpret_cast<u8*>(origin + addresses[l]) + v * sizeof(M), &x, sizeof(M));
+    }
+  }
+  return true;
+}
+
+bool short_addresses(const Instruction& in) { return in.space == Space::shared && !in.address64 && in.a != kNoSlot; }
+
+// Lane by lane, each access looked at.
+template <class M, class R>
+[[gnu::noinline]] void load_checked(Warp& warp, const Instruction& in, u32 mask) {
+  u64 addresses[kLanes];
+  read_addresses(warp, in, addresses);
+  const u32* slots = warp.kernel->slots.data() + in.list;
+  for (u32 m = mask; m != 0; m &= m - 1) {
+    const int l = first_lane(m);
+    const u8* p =
+        resolve(warp, in, l, addresses[l], static_cast<unsigned>(sizeof(M) * in.count), Checks::Access::read, in.space);
     for (u32 v = 0; v < in.count; ++v)
       if (slots[v] != kNoSlot) lanes<R>(warp, slots[v])[l] = loaded<M, R>(p + v * sizeof(M));
   }
 }
-
-template <class M, class R, bool kChecked>
-[[gnu::always_inline]] inline void store_lanes(Warp& warp, const Instruction& in, u32 mask) {
-  alignas(64) u64 addresses[kLanes];
+template <class M, class R>
+[[gnu::noinline]] void store_checked(Warp& warp, const Instruction& in, u32 mask) {
+  u64 addresses[kLanes];
   read_addresses(warp, in, addresses);
-  const unsigned bytes = static_cast<unsigned>(sizeof(M) * in.count);
   const u32* slots = warp.kernel->slots.data() + in.list;
-  auto put = [&](u8* p, u32 v, int l) {
-    const M x = static_cast<M>(lanes<R>(warp, slots[v])[l]);
-    std::memcpy(p + v * sizeof(M), &x, sizeof(M));
-  };
-  u64 origin = 0;
-  if (!kChecked && whole_warp(warp, in, addresses, mask, bytes, origin)) {
-    if (in.count == 1 && mask == kAllLanes && sizeof(M) == sizeof(Lane<R>) && consecutive<sizeof(M)>(addresses)) {
-      std::memcpy(reinterpret_cast<u8*>(origin + addresses[0]), lanes<R>(warp, slots[0]), sizeof(M) * kLanes);
-      return;
-    }
-    for (u32 m = mask; m != 0; m &= m - 1) {
-      const int l = first_lane(m);
-      for (u32 v = 0; v < in.count; ++v) put(reinterpret_cast<u8*>(origin + addresses[l]), v, l);
-    }
-    return;
-  }
   for (u32 m = mask; m != 0; m &= m - 1) {
     const int l = first_lane(m);
-    u8* p = resolve(warp, in, l, addresses[l], bytes, Checks::Access::write, in.space);
-    for (u32 v = 0; v < in.count; ++v) put(p, v, l);
+    u8* p = resolve(warp, in, l, addresses[l], static_cast<unsigned>(sizeof(M) * in.count), Checks::Access::write,
+                    in.space);
+    for (u32 v = 0; v < in.count; ++v) {
+      const M x = static_cast<M>(lanes<R>(warp, slots[v])[l]);
+      std::memcpy(p + v * sizeof(M), &x, sizeof(M));
+    }
   }
 }
 
-template <class M, class R, bool kChecked>
+template <class M, class R>
 void load(Warp& warp, const Instruction& in, u32 mask) {
-  load_lanes<M, R, kChecked>(warp, in, mask);
+  if (!load_whole<M, R, u64>(warp, in, mask)) load_checked<M, R>(warp, in, mask);
 }
 template <class M, class R>
 SG_PTX_WIDE void load_wide(Warp& warp, const Instruction& in, u32 mask) {
-  load_lanes<M, R, false>(warp, in, mask);
+  const bool done = short_addresses(in) ? load_whole<M, R, u32>(warp, in, mask) : load_whole<M, R, u64>(warp, in, mask);
+  if (!done) load_checked<M, R>(warp, in, mask);
 }
-template <class M, class R, bool kChecked>
+template <class M, class R>
 void store(Warp& warp, const Instruction& in, u32 mask) {
-  store_lanes<M, R, kChecked>(warp, in, mask);
+  if (!store_whole<M, R, u64>(warp, in, mask)) store_checked<M, R>(warp, in, mask);
 }
 template <class M, class R>
 SG_PTX_WIDE void store_wide(Warp& warp, const Instruction& in, u32 mask) {
-  store_lanes<M, R, false>(warp, in, mask);
+  const bool done =
+      short_addresses(in) ? store_whole<M, R, u32>(warp, in, mask) : store_whole<M, R, u64>(warp, in, mask);
+  if (!done) store_checked<M, R>(warp, in, mask);
 }
 
 template <class M, class R>
@@ -365,12 +404,12 @@ LaneFn bit_atomic(Atomic op) {
 
 MemoryFns load_fns(int bytes, bool is_signed, int register_bytes) {
   return with_types(bytes, is_signed, register_bytes, []<class M, class R>() -> MemoryFns {
-    return {wide_lanes() ? load_wide<M, R> : load<M, R, false>, load<M, R, true>};
+    return {wide_lanes() ? load_wide<M, R> : load<M, R>, load_checked<M, R>};
   });
 }
 MemoryFns store_fns(int bytes, int register_bytes) {
   return with_types(bytes, false, register_bytes, []<class M, class R>() -> MemoryFns {
-    return {wide_lanes() ? store_wide<M, R> : store<M, R, false>, store<M, R, true>};
+    return {wide_lanes() ? store_wide<M, R> : store<M, R>, store_checked<M, R>};
   });
 }
 MemoryFns load_parameter_fns(int bytes, bool is_signed, int register_bytes) {
