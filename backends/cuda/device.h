@@ -55,6 +55,7 @@ class Device {
   // A module made at run time: a cubin or PTX text. Kept until the device goes.
   CUmodule load(const void* image, const std::string& what);
   CUfunction function(CUmodule module, const std::string& kernel);
+  std::map<std::string, CUmodule>& made() { return made_; }  // at run time, by what they were made of (jit.cc)
   KernelFacts facts(CUfunction f, std::string name) const;
   void allow_shared(CUfunction f, unsigned bytes);          // opt in to more than 48 KiB of dynamic shared memory
   int blocks_per_multiprocessor(CUfunction f, int threads, unsigned shared) const;
@@ -89,6 +90,7 @@ class Device {
   int arch_ = 0, multiprocessors_ = 0, max_shared_ = 0;
   CUstream stream_ = nullptr;
   Counters counters_;
+  std::map<std::string, CUmodule> made_;
   std::unique_ptr<Impl> impl_;
 };
 

@@ -22,6 +22,7 @@ std::unique_ptr<Step> lower_nearest_code(Device&, LowerCtx&);
 bool row_op(const Tape& tape, const Instr& instr);                   // may be part of a row program
 bool lowers_as_row_program(const Tape& tape, const Instr& instr);    // lower_row_program takes it as it is
 std::unique_ptr<Step> lower_row_program(Device&, LowerCtx&);
+bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int output);   // as Backend::in_place
 
 // Everything else (kernels_*.cc): shape, reductions, indices, order, random numbers, pooling. Null where there is none.
 LowerFn plain_lowering(const Tape& tape, const Instr& instr);
