@@ -79,13 +79,11 @@ class Writer {
   RowSource write() {
     text_ += kFunctions;
     line("\ntypedef {} I;", narrow_ ? "unsigned" : "long long");
-    const std::size_t begin = text_.size();
     if (by_rows_)
       write_rows();
     else
       write_elements();
     write_sums();
-    source_.how += fmt::format(", {} bytes of text", text_.size() - begin);
     source_.text = std::move(text_);
     return std::move(source_);
   }
