@@ -11,6 +11,7 @@ const Forms& all_forms() {
   static const Forms forms = [] {
     Forms f;
     add_integer_forms(f);
+    add_carry_forms(f);
     add_bit_forms(f);
     add_float_forms(f);
     add_half_forms(f);
@@ -48,7 +49,7 @@ void Decoder::emit(Op& op) {
 }
 
 void Decoder::label(const std::string& name) {
-  if (!labels_.emplace(name, static_cast<s32>(kernel_.code.size())).second)
+  if (!labels_.emplace(local_label(name), static_cast<s32>(kernel_.code.size())).second)
     refuse(operands.line, "label twice: " + name);
 }
 void Decoder::branch_targets(const std::string& name, const std::string& list) { targets_[name] = split(list, ','); }
@@ -337,7 +338,7 @@ void Decoder::branch(Op& op) {
   op.take("uni");
   expect_operands(op, 1, 1);
   op.in.kind = Kind::branch;
-  fixes_.push_back({kernel_.code.size(), op.operands[0], origin_.line});
+  fixes_.push_back({kernel_.code.size(), local_label(op.operands[0]), origin_.line});
   emit(op);
 }
 void Decoder::branch_table(Op& op) {
@@ -346,12 +347,17 @@ void Decoder::branch_table(Op& op) {
   expect_operands(op, 2, 2);
   op.in.kind = Kind::branch_table;
   op.in.a = operands.source(op.operands[0], 4);
-  fixes_.push_back({kernel_.code.size(), op.operands[1], origin_.line});
+  fixes_.push_back({kernel_.code.size(), local_label(op.operands[1]), origin_.line});
   emit(op);
 }
 void Decoder::exit(Op& op) {
   op.take("uni");
   expect_operands(op, 0, 0);
+  if (call_depth_ > 0 && op.base == "ret") {
+    op.in.kind = Kind::branch;
+    fixes_.push_back({kernel_.code.size(), local_label("return"), origin_.line});
+    return emit(op);
+  }
   op.in.kind = Kind::exit;
   emit(op);
 }

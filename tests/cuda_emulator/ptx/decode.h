@@ -67,6 +67,9 @@ class Decoder {
   void fence(Op& op);
   void prefetch(Op& op);
   void call(Op& op);
+  void call_inline(Op& op, const Function& function, const std::string& result,
+                   const std::vector<std::string>& arguments);
+  std::string local_label(const std::string& name) const { return name + suffix_; }
   void shuffle(Op& op);
   void vote(Op& op);
   void match(Op& op);
@@ -79,6 +82,8 @@ class Decoder {
   const ModuleNames& names_;
   Origin origin_;
   int file_ = 0, source_line_ = 0;
+  int calls_ = 0, call_depth_ = 0;
+  std::string suffix_;  // of labels in the function that is being put in the place of a call
   std::map<std::string, s32> labels_;
   std::map<std::string, std::vector<std::string>> targets_;
   struct Fix {
@@ -88,5 +93,8 @@ class Decoder {
   };
   std::vector<Fix> fixes_;
 };
+
+// Decodes what is between { and }, in module.cc.
+void decode_body(Reader& reader, Decoder& decoder);
 
 }  // namespace sg::ptx

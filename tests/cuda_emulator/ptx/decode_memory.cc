@@ -2,12 +2,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "tests/cuda_emulator/ptx/decode.h"
 #include "tests/cuda_emulator/ptx/exchange.h"
 #include "tests/cuda_emulator/ptx/memory.h"
 
 namespace sg::ptx {
+
+namespace {
+
+LaneFn move_fn(int bytes) { return all_forms().at(bytes == 8 ? "mov.b64" : bytes == 4 ? "mov.b32" : "mov.b16").fn; }
+
+}  // namespace
 
 bool Decoder::take_space(Op& op, Space& space) {
   static const std::pair<const char*, Space> kSpaces[] = {{"global", Space::global},     {"const", Space::global},
@@ -69,13 +76,14 @@ void Decoder::load(Op& op) {
   take_memory_modifiers(op);
   op.in.count = op.take("v4") ? 4 : op.take("v2") ? 2 : 1;
   op.in.size = static_cast<u8>(bytes);
-  const std::string name = between(op.operands[1], '[', ']');
-  if (const Register* from =
-          op.in.space == Space::param ? operands.call_parameter(name.substr(0, name.find('+'))) : nullptr) {
-    if (op.in.count != 1 || (name.find('+') != std::string::npos && !name.ends_with("+0"))) unknown(op);
-    op.in.fn = all_forms().at(from->bytes == 8 ? "mov.b64" : "mov.b32").fn;
-    op.in.a = from->slot;
-    op.in.d = operands.destination(op.operands[0], from->bytes);
+  std::string name;
+  u64 offset = 0;
+  if (op.in.space == Space::param && split_offset(between(op.operands[1], '[', ']'), name, offset) &&
+      operands.is_call_parameter(name)) {
+    if (op.in.count != 1) unknown(op);
+    op.in.a = operands.call_parameter(name, offset, bytes).slot;
+    op.in.d = operands.destination(op.operands[0], bytes);
+    op.in.fn = move_fn(bytes);
     return emit(op);
   }
   int register_bytes = 0;
@@ -98,14 +106,12 @@ void Decoder::store(Op& op) {
   op.in.count = op.take("v4") ? 4 : op.take("v2") ? 2 : 1;
   op.in.size = static_cast<u8>(bytes);
   if (op.in.space == Space::param) {  // an argument of a call
-    const std::string name = between(op.operands[0], '[', ']');
-    const Register* to = operands.call_parameter(name.substr(0, name.find('+')));
-    if (to == nullptr || op.in.count != 1 || bytes != to->bytes ||
-        (name.find('+') != std::string::npos && !name.ends_with("+0")))
-      unknown(op);
-    op.in.fn = all_forms().at(bytes == 8 ? "mov.b64" : "mov.b32").fn;
-    op.in.d = to->slot;
+    std::string name;
+    u64 offset = 0;
+    if (op.in.count != 1 || !split_offset(between(op.operands[0], '[', ']'), name, offset)) unknown(op);
     op.in.a = operands.source(op.operands[1], bytes);
+    op.in.d = operands.call_parameter(name, offset, bytes).slot;
+    op.in.fn = move_fn(bytes);
     return emit(op);
   }
   int register_bytes = 0;
@@ -272,30 +278,48 @@ void Decoder::call(Op& op) {
     parts.erase(parts.begin());
   }
   const std::string name = parts.empty() ? std::string() : parts[0];
-  if (!names_.functions.contains(name)) refuse(origin_.line, "call of a function that is not declared: " + op.text);
+  const auto function = names_.functions.find(name);
+  if (function == names_.functions.end()) refuse(origin_.line, "call of a function that is not declared: " + op.text);
   const std::vector<std::string> arguments =
       parts.size() > 1 ? split(between(parts[1], '(', ')'), ',') : std::vector<std::string>{};
-  std::vector<u32> slots;
-  std::vector<int> bytes;
-  for (const std::string& argument : arguments) {
-    const Register* r = operands.call_parameter(argument);
-    if (r == nullptr) refuse(origin_.line, "unknown argument: " + op.text);
-    slots.push_back(r->slot);
-    bytes.push_back(r->bytes);
-  }
-  if (name == "__assertfail" && bytes == std::vector<int>{8, 8, 4, 8, 8}) {
+  if (function->second.body) return call_inline(op, function->second, result, arguments);
+  if (name == "__assertfail" && arguments.size() == 5) {
+    std::vector<u32> slots;
+    for (std::size_t i = 0; i < 5; ++i) slots.push_back(operands.call_parameter(arguments[i], 0, i == 2 ? 4 : 8).slot);
     op.in.list = list(slots);
     op.in.fn = assertion_failed;
   } else if (name == "vprintf") {  // prints nothing: 0 characters
-    const Register* r = operands.call_parameter(result);
-    if (r == nullptr || r->bytes != 4) unknown(op);
-    op.in.fn = all_forms().at("mov.b32").fn;
-    op.in.d = r->slot;
+    op.in.fn = move_fn(4);
+    op.in.d = operands.call_parameter(result, 0, 4).slot;
     op.in.a = operands.constant(0, 4);
   } else {
-    refuse(origin_.line, "call of a function: all but __assertfail and vprintf must be inlined: " + op.text);
+    refuse(origin_.line, "call of a function without body: " + op.text);
   }
   emit(op);
+}
+
+// The function's body in the place of the call, with its own names; its `ret` is a branch to the end.
+void Decoder::call_inline(Op& op, const Function& function, const std::string& result,
+                          const std::vector<std::string>& arguments) {
+  if (op.in.guard >= 0 || !op.modifiers.empty()) unknown(op);
+  if (call_depth_ == 8) refuse(origin_.line, "calls within calls, eight deep: " + op.text);
+  if (arguments.size() != function.parameters.size() || result.empty() != function.result.empty())
+    refuse(origin_.line, "a call with other parameters than the function's: " + op.text);
+  const int line = operands.line;
+  operands.open_scope(true);
+  if (!result.empty()) operands.bind_parameter(function.result, result);
+  for (std::size_t i = 0; i < arguments.size(); ++i) operands.bind_parameter(function.parameters[i], arguments[i]);
+  const std::string suffix = std::exchange(suffix_, fmt::format("@{}", ++calls_));
+  const int source_line = source_line_, file = file_;
+  ++call_depth_;
+  Reader body = *function.body;
+  decode_body(body, *this);
+  label("return");
+  --call_depth_;
+  suffix_ = suffix;
+  location(file, source_line);
+  operands.close_scope();
+  operands.line = line;
 }
 
 void Decoder::shuffle(Op& op) {

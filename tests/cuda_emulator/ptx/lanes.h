@@ -25,6 +25,7 @@ using Forms = std::unordered_map<std::string, Form>;
 
 const Forms& all_forms();
 void add_integer_forms(Forms& forms);
+void add_carry_forms(Forms& forms);
 void add_bit_forms(Forms& forms);
 void add_float_forms(Forms& forms);
 void add_half_forms(Forms& forms);

@@ -15,6 +15,12 @@ struct Module::Impl {
 
 namespace {
 
+unsigned count_of(const std::string& text, int line) {
+  const auto n = number(text);
+  if (!n || n->float_bytes != 0 || n->bits > 0x7fffffff) refuse(line, "not a count: " + text);
+  return static_cast<unsigned>(n->bits);
+}
+
 class ModuleParser {
  public:
   ModuleParser(const std::string& text, std::shared_ptr<ModuleData> data, std::vector<std::unique_ptr<Kernel>>& kernels)
@@ -27,15 +33,14 @@ class ModuleParser {
   void function();
   void kernel();
   void header(Kernel& kernel);
-  void body(Decoder& decoder);
-  void directive(Decoder& decoder, const std::string& word);
-  void location(Decoder& decoder, const std::string& text);
+  std::string parameter_name(const std::string& text);
   unsigned count(const std::string& text);
 
   Reader reader_;
   std::shared_ptr<ModuleData> data_;
   std::vector<std::unique_ptr<Kernel>>& kernels_;
   ModuleNames names_;
+  std::vector<Reader> entries_;  // from their names
 };
 
 void ModuleParser::parse() {
@@ -59,7 +64,16 @@ void ModuleParser::parse() {
       reader_.word();
       reader_.skip_braces();
     } else if (word == ".entry") {
-      kernel();
+      entries_.push_back(reader_);
+      reader_.word();
+      if (reader_.peek() == '(') reader_.until(')');
+      while (reader_.peek() != '{') {
+        if (reader_.peek() == ',' || reader_.peek() == ';')
+          reader_.expect(reader_.peek());
+        else
+          reader_.word();
+      }
+      reader_.skip_braces();
     } else if (word == ".func") {
       function();
     } else if (word == ".global" || word == ".const") {
@@ -71,13 +85,13 @@ void ModuleParser::parse() {
     }
     external = false;
   }
+  for (const Reader& entry : entries_) {  // when the functions that they call are known
+    reader_ = entry;
+    kernel();
+  }
 }
 
-unsigned ModuleParser::count(const std::string& text) {
-  const auto n = number(text);
-  if (!n || n->float_bytes != 0 || n->bits > 0x7fffffff) refuse(reader_.line(), "not a count: " + text);
-  return static_cast<unsigned>(n->bits);
-}
+unsigned ModuleParser::count(const std::string& text) { return count_of(text, reader_.line()); }
 
 void ModuleParser::variable(bool constant_or_global, bool external) {
   const int line = reader_.line();
@@ -125,19 +139,30 @@ void ModuleParser::initialise(Variable& made, const Declaration& d, const std::s
   }
 }
 
-// Only its name: a call of a function with a body is refused where it stands.
 void ModuleParser::function() {
-  if (reader_.peek() == '(') reader_.until(')');
-  names_.functions.insert(reader_.word());
+  Function function;
   if (reader_.peek() == '(') {
     reader_.expect('(');
-    reader_.until(')');
+    function.result = parameter_name(reader_.until(')'));
   }
-  while (reader_.peek() != ';' && reader_.peek() != '{') reader_.word();
-  if (reader_.peek() == ';')
+  const std::string name = reader_.word();
+  if (reader_.peek() == '(') {
+    reader_.expect('(');
+    for (const std::string& text : split(reader_.until(')'), ',')) function.parameters.push_back(parameter_name(text));
+  }
+  while (reader_.peek() != ';' && reader_.peek() != '{') reader_.word();  // .noreturn and the like
+  if (reader_.peek() == ';') {
     reader_.expect(';');
-  else
-    reader_.skip_braces();
+    names_.functions.try_emplace(name, std::move(function));
+    return;
+  }
+  function.body = reader_;
+  reader_.skip_braces();
+  names_.functions[name] = std::move(function);
+}
+std::string ModuleParser::parameter_name(const std::string& text) {
+  if (!text.starts_with(".param")) refuse(reader_.line(), "unknown parameter: " + text);
+  return declaration(text.substr(6), reader_.line()).name;
 }
 
 void ModuleParser::header(Kernel& kernel) {
@@ -179,53 +204,21 @@ void ModuleParser::kernel() {
       decoder.operands.declare_kernel_parameter(parameter);
   }
   header(*kernel);
-  reader_.expect('{');
-  body(decoder);
+  decode_body(reader_, decoder);
   decoder.finish();
   kernels_.push_back(std::move(kernel));
 }
 
-void ModuleParser::body(Decoder& decoder) {
-  for (;;) {
-    const char next = reader_.peek();
-    const int line = reader_.line();
-    decoder.operands.line = line;
-    std::string label;
-    if (next == '\0') refuse(line, "a kernel without end");
-    if (next == '{') {
-      reader_.expect('{');
-      decoder.operands.open_scope();
-    } else if (next == '}') {
-      reader_.expect('}');
-      if (!decoder.operands.close_scope()) return;
-    } else if (next == ';') {
-      reader_.expect(';');
-    } else if (next == '.') {
-      directive(decoder, reader_.word());
-    } else if (reader_.label(label)) {
-      // Only .branchtargets makes a label one of a table; any other directive stands after it by chance.
-      const std::string word = reader_.peek() == '.' ? reader_.word() : std::string();
-      if (word == ".branchtargets") {
-        decoder.branch_targets(label, reader_.until(';'));
-        continue;
-      }
-      decoder.label(label);
-      if (!word.empty()) directive(decoder, word);
-    } else {
-      decoder.instruction(reader_.until(';'), line);
-    }
+void directive(Reader& reader, Decoder& decoder, const std::string& word) {
+  if (word == ".loc") {  // file line column, more
+    const std::string text = reader.rest_of_line();
+    const std::vector<std::string> parts = words(text.substr(0, text.find(',')));
+    if (parts.size() < 2) refuse(reader.line(), "unknown directive: .loc " + text);
+    decoder.location(static_cast<int>(count_of(parts[0], reader.line())),
+                     static_cast<int>(count_of(parts[1], reader.line())));
+    return;
   }
-}
-
-void ModuleParser::location(Decoder& decoder, const std::string& text) {
-  const std::vector<std::string> parts = words(text.substr(0, text.find(',')));
-  if (parts.size() < 2) refuse(reader_.line(), "unknown directive: .loc " + text);
-  decoder.location(static_cast<int>(count(parts[0])), static_cast<int>(count(parts[1])));
-}
-
-void ModuleParser::directive(Decoder& decoder, const std::string& word) {
-  if (word == ".loc") return location(decoder, reader_.rest_of_line());
-  const std::string text = reader_.until(';');
+  const std::string text = reader.until(';');
   if (word == ".reg")
     decoder.operands.declare_registers(text);
   else if (word == ".shared")
@@ -239,6 +232,41 @@ void ModuleParser::directive(Decoder& decoder, const std::string& word) {
 }
 
 }  // namespace
+
+void decode_body(Reader& reader, Decoder& decoder) {
+  reader.expect('{');
+  for (int depth = 1;;) {
+    const char next = reader.peek();
+    const int line = reader.line();
+    decoder.operands.line = line;
+    std::string label;
+    if (next == '\0') refuse(line, "a body without end");
+    if (next == '{') {
+      reader.expect('{');
+      decoder.operands.open_scope();
+      ++depth;
+    } else if (next == '}') {
+      reader.expect('}');
+      if (--depth == 0) return;
+      decoder.operands.close_scope();
+    } else if (next == ';') {
+      reader.expect(';');
+    } else if (next == '.') {
+      directive(reader, decoder, reader.word());
+    } else if (reader.label(label)) {
+      // Only .branchtargets makes a label one of a table; any other directive stands after it by chance.
+      const std::string word = reader.peek() == '.' ? reader.word() : std::string();
+      if (word == ".branchtargets") {
+        decoder.branch_targets(label, reader.until(';'));
+        continue;
+      }
+      decoder.label(label);
+      if (!word.empty()) directive(reader, decoder, word);
+    } else {
+      decoder.instruction(reader.until(';'), line);
+    }
+  }
+}
 
 Module::Module(const std::string& text) : impl_(std::make_unique<Impl>()) {
   ModuleParser(text, impl_->data, impl_->kernels).parse();

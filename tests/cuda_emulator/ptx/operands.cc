@@ -32,24 +32,7 @@ const std::map<std::string, Special>& special_names() {
   return names;
 }
 
-// "name+12", "name+-4", "name": the parts.
-bool split_offset(const std::string& text, std::string& name, u64& offset) {
-  const std::size_t plus = text.find('+');
-  name = trimmed(std::string_view(text).substr(0, plus));
-  offset = 0;
-  if (plus == std::string::npos) return true;
-  const auto n = number(trimmed(std::string_view(text).substr(plus + 1)));
-  if (!n || n->float_bytes != 0) return false;
-  offset = n->bits;
-  return true;
-}
-
 }  // namespace
-
-bool Operands::close_scope() {
-  scopes_.pop_back();
-  return !scopes_.empty();
-}
 
 u32 Operands::new_slot(int bytes) {
   const u32 slot = kernel_.slot_count;
@@ -84,9 +67,12 @@ const Register* Operands::find_register(const std::string& name) {
       digits < name.size() && name.size() - digits < 10 && (name[digits] != '0' || name.size() == digits + 1);
   for (auto scope = scopes_.rbegin(); scope != scopes_.rend(); ++scope) {
     if (const auto it = scope->names.find(name); it != scope->names.end()) return &it->second;
+    if (scope->function && !numbered) return nullptr;
     const auto range = numbered ? scope->ranges.find(name.substr(0, digits)) : scope->ranges.end();
-    if (range == scope->ranges.end()) continue;
-    if (std::stoull(name.substr(digits)) >= range->second.first) continue;
+    if (range == scope->ranges.end() || std::stoull(name.substr(digits)) >= range->second.first) {
+      if (scope->function) return nullptr;
+      continue;
+    }
     const int bytes = range->second.second;
     return &(scope->names[name] = {bytes == 0 ? fresh_predicate() : new_slot(bytes), bytes});
   }
@@ -115,14 +101,31 @@ void Operands::declare_kernel_parameter(const std::string& text) {
   kernel_.parameter_bytes = offset + size;
 }
 void Operands::declare_call_parameter(const std::string& text) {
-  const Declaration d = declaration(text, line);
-  if (d.array || d.element < 4) refuse(line, "a parameter of a call other than of 4 or 8 bytes: .param " + text);
-  const int bytes = static_cast<int>(d.element);
-  call_parameters_[d.name] = {new_slot(bytes), bytes};
+  scopes_.back().parameters[declaration(text, line).name] = std::make_shared<CallParameter>();
 }
-const Register* Operands::call_parameter(const std::string& name) const {
-  const auto it = call_parameters_.find(name);
-  return it == call_parameters_.end() ? nullptr : &it->second;
+std::shared_ptr<Operands::CallParameter> Operands::find_parameter(const std::string& name) const {
+  for (auto scope = scopes_.rbegin(); scope != scopes_.rend(); ++scope) {
+    if (const auto it = scope->parameters.find(name); it != scope->parameters.end()) return it->second;
+    if (scope->function) break;
+  }
+  return nullptr;
+}
+bool Operands::is_call_parameter(const std::string& name) const { return find_parameter(name) != nullptr; }
+Register Operands::call_parameter(const std::string& name, u64 offset, int bytes) {
+  const auto parameter = find_parameter(name);
+  if (!parameter || bytes < 2) refuse(line, "unknown parameter of a call: " + name);
+  const auto [it, fresh] = parameter->try_emplace(offset);
+  if (fresh) it->second = {new_slot(bytes), bytes};
+  if (it->second.bytes != bytes)
+    refuse(line, fmt::format("parameter {} is used as {} and {} bytes", name, it->second.bytes, bytes));
+  return it->second;
+}
+void Operands::bind_parameter(const std::string& name, const std::string& argument) {
+  Scope callee = std::move(scopes_.back());
+  scopes_.pop_back();
+  callee.parameters[name] = find_parameter(argument);
+  scopes_.push_back(std::move(callee));
+  if (!is_call_parameter(name)) refuse(line, "unknown argument of a call: " + argument);
 }
 std::size_t Operands::parameter_offset(const std::string& name) {
   const auto it = parameters_.find(name);

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <map>
-#include <set>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,10 +12,16 @@
 
 namespace sg::ptx {
 
-// Variables in shared memory that the module declares: a kernel has those that it names.
+struct Function {
+  std::string result;  // names of its parameters
+  std::vector<std::string> parameters;
+  std::optional<Reader> body;  // from its {; none: only declared
+};
+
+// What a module declares. Variables in shared memory: a kernel has those that it names.
 struct ModuleNames {
   std::map<std::string, Declaration> shared;
-  std::set<std::string> functions;  // declared
+  std::map<std::string, Function> functions;
 };
 
 struct Register {
@@ -28,8 +34,8 @@ class Operands {
   Operands(Kernel& kernel, const ModuleNames& names) : kernel_(kernel), names_(names), scopes_(1) {}
   int line = 0;  // for errors
 
-  void open_scope() { scopes_.emplace_back(); }
-  bool close_scope();                               // false: it was the last
+  void open_scope(bool function = false) { scopes_.emplace_back().function = function; }
+  void close_scope() { scopes_.pop_back(); }
   void declare_registers(const std::string& text);  // ".b32 %r<10>"
   void declare_shared(const std::string& text);
   void declare_local(const std::string& text);
@@ -45,15 +51,23 @@ class Operands {
   u32 predicate(const std::string& text, bool& negated);   // perhaps !p
   void address(const std::string& text, Instruction& in);  // [...]: a, address64, offset
   std::size_t parameter_offset(const std::string& name);
-  const Register* call_parameter(const std::string& name) const;
+  bool is_call_parameter(const std::string& name) const;
+  // The register that stands for the bytes at an offset of a parameter of a call.
+  Register call_parameter(const std::string& name, u64 offset, int bytes);
+  // In the scope of a function: the parameter of this name is what the caller calls `argument`.
+  void bind_parameter(const std::string& name, const std::string& argument);
   u32 constant(u64 bits, int bytes);
   u32 fresh_predicate() { return kernel_.predicate_count++; }
 
  private:
+  using CallParameter = std::map<u64, Register>;  // by offset
   struct Scope {
+    bool function = false;  // what is around it is another function's
+    std::map<std::string, std::shared_ptr<CallParameter>> parameters;
     std::map<std::string, Register> names;
     std::map<std::string, std::pair<u64, int>> ranges;  // %r<10>: prefix, count, bytes
   };
+  std::shared_ptr<CallParameter> find_parameter(const std::string& name) const;
   u32 new_slot(int bytes);
   u32 special(const std::string& name);
   bool symbol(const std::string& name, u64& address);  // of shared, local, module memory
@@ -68,7 +82,6 @@ class Operands {
   std::map<u64, u32> constants64_;
   std::map<std::string, u32> specials_;
   std::map<std::string, std::size_t> shared_, local_, parameters_;
-  std::map<std::string, Register> call_parameters_;
   std::map<std::pair<u64, int>, u32> dynamic_;  // offset, bytes
 };
 

@@ -30,6 +30,7 @@ inline constexpr int kLanes = 32;
 inline constexpr u32 kAllLanes = ~u32{0};
 inline constexpr std::size_t kSlotBytes = kLanes * sizeof(u32);
 inline constexpr u32 kNoSlot = ~u32{0};
+inline constexpr u32 kCarryPredicate = 2;
 // Where shared and local memory lie in the generic address space: beyond what a host pointer can be.
 inline constexpr u64 kSharedWindow = u64{0x7300} << 48, kLocalWindow = u64{0x7400} << 48;
 
@@ -118,7 +119,7 @@ class Kernel {
   std::vector<std::pair<u32, u64>> constants64;
   std::vector<std::pair<u32, Special>> specials;
   u32 slot_count = 0;
-  u32 predicate_count = 2;                        // 0 is always false, 1 always true
+  u32 predicate_count = 3;                        // those of no name: 0 is always false, 1 always true, kCarryPredicate
   std::size_t shared_bytes = 0, local_bytes = 0;  // static; local: of one lane
   std::size_t dynamic_align = 16;
   int registers = 0;

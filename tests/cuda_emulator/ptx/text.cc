@@ -19,18 +19,18 @@ bool name_character(char c) {
 void refuse(int line, const std::string& what) { throw std::runtime_error(fmt::format("ptx line {}: {}", line, what)); }
 
 void Reader::advance() {
-  if (text_[at_] == '\n') ++line_;
+  if ((*text_)[at_] == '\n') ++line_;
   ++at_;
 }
 void Reader::skip_blanks() {
-  while (at_ < text_.size()) {
-    if (text_.compare(at_, 2, "//") == 0) {
-      while (at_ < text_.size() && text_[at_] != '\n') ++at_;
-    } else if (text_.compare(at_, 2, "/*") == 0) {
-      const std::size_t end = text_.find("*/", at_ + 2);
+  while (at_ < text_->size()) {
+    if (text_->compare(at_, 2, "//") == 0) {
+      while (at_ < text_->size() && (*text_)[at_] != '\n') ++at_;
+    } else if (text_->compare(at_, 2, "/*") == 0) {
+      const std::size_t end = text_->find("*/", at_ + 2);
       if (end == std::string::npos) refuse(line_, "a comment without end");
       while (at_ < end + 2) advance();
-    } else if (blank(text_[at_]) || text_[at_] == '\0') {
+    } else if (blank((*text_)[at_]) || (*text_)[at_] == '\0') {
       advance();
     } else {
       return;
@@ -39,9 +39,9 @@ void Reader::skip_blanks() {
 }
 bool Reader::at_end() {
   skip_blanks();
-  return at_ >= text_.size();
+  return at_ >= text_->size();
 }
-char Reader::peek() { return at_end() ? '\0' : text_[at_]; }
+char Reader::peek() { return at_end() ? '\0' : (*text_)[at_]; }
 void Reader::expect(char c) {
   if (peek() != c) refuse(line_, fmt::format("'{}' expected", c));
   advance();
@@ -49,25 +49,25 @@ void Reader::expect(char c) {
 std::string Reader::word() {
   skip_blanks();
   const std::size_t start = at_;
-  while (at_ < text_.size() && !blank(text_[at_]) &&
-         std::string_view("(){}[];,").find(text_[at_]) == std::string_view::npos)
+  while (at_ < text_->size() && !blank((*text_)[at_]) &&
+         std::string_view("(){}[];,").find((*text_)[at_]) == std::string_view::npos)
     ++at_;
   if (at_ == start)
-    refuse(line_, at_ < text_.size() ? fmt::format("unexpected '{}'", text_[at_]) : std::string("unexpected end"));
-  return text_.substr(start, at_ - start);
+    refuse(line_, at_ < text_->size() ? fmt::format("unexpected '{}'", (*text_)[at_]) : std::string("unexpected end"));
+  return text_->substr(start, at_ - start);
 }
 std::string Reader::until(char stop) {
   const int first = line_;
   std::string piece;
   bool quoted = false;
   for (;;) {
-    if (!quoted && at_ < text_.size() && text_[at_] == '/') {
+    if (!quoted && at_ < text_->size() && (*text_)[at_] == '/') {
       const std::size_t before = at_;
       skip_blanks();
       if (at_ != before) piece += ' ';
     }
-    if (at_ >= text_.size()) refuse(first, fmt::format("'{}' expected before the end", stop));
-    const char c = text_[at_];
+    if (at_ >= text_->size()) refuse(first, fmt::format("'{}' expected before the end", stop));
+    const char c = (*text_)[at_];
     advance();
     if (c == '"') quoted = !quoted;
     if (c == stop && !quoted) return trimmed(piece);
@@ -79,17 +79,17 @@ std::string Reader::until(char stop) {
 }
 std::string Reader::rest_of_line() {
   std::string piece;
-  while (at_ < text_.size() && text_[at_] != '\n') piece += text_[at_++];
+  while (at_ < text_->size() && (*text_)[at_] != '\n') piece += (*text_)[at_++];
   return trimmed(piece);
 }
 bool Reader::label(std::string& name) {
   skip_blanks();
   std::size_t end = at_;
-  while (end < text_.size() && name_character(text_[end])) ++end;
+  while (end < text_->size() && name_character((*text_)[end])) ++end;
   std::size_t colon = end;
-  while (colon < text_.size() && blank(text_[colon])) ++colon;
-  if (end == at_ || colon >= text_.size() || text_[colon] != ':') return false;
-  name = text_.substr(at_, end - at_);
+  while (colon < text_->size() && blank((*text_)[colon])) ++colon;
+  if (end == at_ || colon >= text_->size() || (*text_)[colon] != ':') return false;
+  name = text_->substr(at_, end - at_);
   while (at_ <= colon) advance();
   return true;
 }
@@ -97,8 +97,8 @@ void Reader::skip_braces() {
   expect('{');
   for (int depth = 1; depth > 0; advance()) {
     if (at_end()) refuse(line_, "'}' expected");
-    if (text_[at_] == '{') ++depth;
-    if (text_[at_] == '}') --depth;
+    if ((*text_)[at_] == '{') ++depth;
+    if ((*text_)[at_] == '}') --depth;
   }
 }
 
@@ -163,6 +163,17 @@ std::optional<Number> number(std::string_view text) {
   if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
   if (negative) result.bits = 0 - result.bits;
   return result;
+}
+
+bool split_offset(const std::string& text, std::string& name, std::uint64_t& offset) {
+  const std::size_t plus = text.find('+');
+  name = trimmed(std::string_view(text).substr(0, plus));
+  offset = 0;
+  if (plus == std::string::npos) return true;
+  const auto n = number(trimmed(std::string_view(text).substr(plus + 1)));
+  if (!n || n->float_bytes != 0) return false;
+  offset = n->bits;
+  return true;
 }
 
 int type_bytes(std::string_view type) {

@@ -13,7 +13,7 @@ namespace sg::ptx {
 // The text of a module, read from front to back; comments are blanks.
 class Reader {
  public:
-  explicit Reader(const std::string& text) : text_(text) {}
+  explicit Reader(const std::string& text) : text_(&text) {}
   int line() const { return line_; }
   bool at_end();  // after blanks
   char peek();    // the next character that is not blank, 0 at the end
@@ -27,7 +27,7 @@ class Reader {
  private:
   void skip_blanks();
   void advance();
-  const std::string& text_;
+  const std::string* text_;
   std::size_t at_ = 0;
   int line_ = 1;
 };
@@ -48,6 +48,9 @@ std::optional<Number> number(std::string_view text);
 int type_bytes(std::string_view type);
 inline bool is_signed_type(std::string_view type) { return !type.empty() && type[0] == 's'; }
 bool is_integer_type(std::string_view type);
+
+// "name+12", "name+-4" or "name"; false where it is none of them.
+bool split_offset(const std::string& text, std::string& name, std::uint64_t& offset);
 
 // ".align 4 .b8 name[4][2]" of a declaration.
 struct Declaration {
