@@ -1,5 +1,5 @@
 // Kernels that move elements: strided copies (transpose, broadcast, slice, concat, upsample), tiles that are transposed
-// in shared memory, fills and padding. Words of 2, 4, 8 or 16 bytes: what they mean does not matter here.
+// in shared memory, and padding. Words of 2, 4, 8 or 16 bytes: what they mean does not matter here.
 #include "common.cuh"
 
 namespace sg::cuda {
@@ -50,11 +50,6 @@ __device__ void copy_tiled(const TiledCopy& c, const W* src, W* dst) {
 }
 
 template <class W>
-__device__ void fill(W* dst, u32 n, W value) {
-  for (u32 i = thread_index(); i < n; i += thread_count()) dst[i] = value;
-}
-
-template <class W>
 __device__ void pad(const PadAxes& p, const W* src, W* dst, W value) {
   for (u32 i = thread_index(); i < p.n; i += thread_count()) {
     u32 rest = i;
@@ -85,13 +80,12 @@ SG_SHAPE_KERNELS(u32, 4)
 SG_SHAPE_KERNELS(u64, 8)
 SG_SHAPE_KERNELS(uint4, 16)
 
-#define SG_ELEMENT_KERNELS(W, bytes)                                                                              \
-  extern "C" __global__ void __launch_bounds__(256) copy_tiled_##bytes(const W* src, W* dst, TiledCopy c) {       \
-    copy_tiled(c, src, dst);                                                                                      \
-  }                                                                                                               \
-  extern "C" __global__ void __launch_bounds__(256) fill_##bytes(W* dst, u32 n, W value) { fill(dst, n, value); } \
-  extern "C" __global__ void __launch_bounds__(256) pad_##bytes(const W* src, W* dst, W value, PadAxes p) {       \
-    pad(p, src, dst, value);                                                                                      \
+#define SG_ELEMENT_KERNELS(W, bytes)                                                                        \
+  extern "C" __global__ void __launch_bounds__(256) copy_tiled_##bytes(const W* src, W* dst, TiledCopy c) { \
+    copy_tiled(c, src, dst);                                                                                \
+  }                                                                                                         \
+  extern "C" __global__ void __launch_bounds__(256) pad_##bytes(const W* src, W* dst, W value, PadAxes p) { \
+    pad(p, src, dst, value);                                                                                \
   }
 SG_ELEMENT_KERNELS(u16, 2)
 SG_ELEMENT_KERNELS(u32, 4)
