@@ -79,10 +79,9 @@ class CudaBackend final : public Backend {
     if (const LowerFn lower = plain_lowering(ctx.tape(), ctx.instr())) return lower(device_, ctx);
     return lower_row_program(device_, ctx);
   }
-  bool in_place(const Tape& tape, const Instr& instr, int i, int) const override {
-    const bool same_type = tape.type(instr.inputs[static_cast<std::size_t>(i)]) == tape.type(instr.outputs[0]);
+  bool in_place(const Tape& tape, const Instr& instr, int i, int output) const override {
     if (overwrites_its_rows(instr.op)) return i == 0;
-    return same_type && op_def(instr.op).elementwise && plain_lowering(tape, instr) == nullptr;
+    return lowers_as_row_program(tape, instr) && row_program_in_place(tape, instr, i, output);
   }
   bool row_op(const Tape& tape, const Instr& instr) const override { return cuda::row_op(tape, instr); }
   Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override {
