@@ -12,7 +12,6 @@
 #include <fstream>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <vector>
 
 namespace sg::cuda {
@@ -21,7 +20,8 @@ namespace {
 namespace fs = std::filesystem;
 
 // Results are not to depend on what was fused with what: no multiply-add is made of a product and a sum.
-constexpr const char* kOptions[] = {"--std=c++17", "--fmad=false", "--generate-line-info"};
+constexpr const char* kOptions[] = {"--std=c++17", "--fmad=false", "--generate-line-info",
+                                    "--device-as-default-execution-space"};
 constexpr char kMagic[8] = {'s', 'g', 'c', 'u', 'd', 'a', '0', '1'};
 
 std::uint64_t hash(const std::string& bytes, std::uint64_t seed) {  // FNV-1a
@@ -241,10 +241,10 @@ std::string jit_cache_folder() {
   return *c.folder;
 }
 
-void set_jit_cache_folder(const std::string& folder) {
+void set_jit_cache_folder(std::optional<std::string> folder) {
   Cache& c = cache();
   const std::lock_guard lock(c.mutex);
-  c.folder = folder;
+  c.folder = std::move(folder);
 }
 
 JitCounters jit_counters() {

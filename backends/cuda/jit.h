@@ -7,6 +7,7 @@
 // sees a whole file or none, whoever else writes. A folder that cannot be written costs compiling again, nothing else.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "backends/cuda/device.h"
@@ -22,9 +23,9 @@ std::string compile_text(const Tables& tables, int arch, const std::string& text
 CUfunction jit_kernel(Device& device, const std::string& text, const std::string& kernel);
 
 // Folder of the disk cache: $STOPGRAD_CUDA_CACHE ("off" or empty: none), else $XDG_CACHE_HOME/stopgrad/cuda, else
-// ~/.cache/stopgrad/cuda. Empty: none. set_: for what is compiled from now on.
+// ~/.cache/stopgrad/cuda. Empty: none. set_: for what is compiled from now on; nothing: as the environment says.
 std::string jit_cache_folder();
-void set_jit_cache_folder(const std::string& folder);
+void set_jit_cache_folder(std::optional<std::string> folder);
 
 // Where compile_text() had its results from, since the process began. `rejected`: files of the cache that were not
 // valid.

@@ -217,8 +217,9 @@ class InterpretedStep final : public Step {
         kernel_(device, "row_interpreter", "row_interpreter"),
         sums_(device, "row_interpreter", "row_interpreter_sums") {
     const RowProgram& p = low.program();
-    const bool flat = p.rows == 1 && std::none_of(p.registers.begin(), p.registers.end(),
-                                                  [](const auto& r) { return r.layout == Layout::row; });
+    const bool flat = p.rows == 1 && std::none_of(p.registers.begin(), p.registers.end(), [](const auto& r) {
+                        return r.layout == Layout::row || r.layout == Layout::column;
+                      });
     code_.rows = p.rows, code_.columns = p.columns;
     code_.tile = flat ? std::min<std::int64_t>(p.columns, kTile) : 0;
     code_.pieces = flat ? ceil_div(p.columns, kTile) : p.rows;
