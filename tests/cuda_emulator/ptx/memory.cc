@@ -19,8 +19,8 @@ bool ModuleData::find(u64 p, u64& base, u64& size) const {
   return false;
 }
 
-const Allocation* Run::find(std::size_t instruction, u64 p, u64 n) {
-  Allocation& last = recent[instruction];
+const Allocation* Run::find(u32 site, u64 p, u64 n) {
+  Allocation& last = recent[site];
   if (last.contains(p, n)) return &last;
   Allocation found;
   if (memory->find(p, found.base, found.size)) {
@@ -84,7 +84,7 @@ u8* resolve(Warp& warp, const Instruction& in, int lane, u64 address, unsigned b
       wrong(Fault::out_of_bounds, fmt::format("a thread has {} bytes", size));
     return warp.local + static_cast<std::size_t>(lane) * size + address;
   } else {
-    const Allocation* found = run.find(warp.index(in), address, bytes);
+    const Allocation* found = run.find(in.site, address, bytes);
     if (found == nullptr) {
       u64 base = 0, size = 0;
       const bool part = run.memory->find(address, base, size);
@@ -141,7 +141,7 @@ template <class A>
     size = warp.block->shared.size();
     origin = reinterpret_cast<u64>(warp.block->shared.data());
   } else if (in.space == Space::global || in.space == Space::generic) {
-    const Allocation* found = warp.run->find(warp.index(in), first, bytes);
+    const Allocation* found = warp.run->find(in.site, first, bytes);
     if (found == nullptr) return false;
     base = found->base;
     size = found->size;

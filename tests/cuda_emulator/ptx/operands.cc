@@ -242,6 +242,7 @@ void Operands::address(const std::string& text, Instruction& in) {
   std::string name;
   u64 offset = 0, base = 0;
   if (inside.empty() || !split_offset(inside, name, offset)) refuse(line, "unknown address: " + text);
+  in.site = kernel_.site_count++;
   in.offset = static_cast<s64>(offset);
   if (const Register* r = find_register(name)) {
     if (r->bytes < 4) refuse(line, "an address of less than 4 bytes: " + text);

@@ -54,6 +54,7 @@ struct Instruction {
   s32 target = -1;  // branch: the instruction; branch_table: the table
   Kind kind = Kind::lanes;
   Space space = Space::global;
+  u32 site = 0;  // number among those that access memory
   u8 mode = 0;   // which of the operations that share fn
   u8 size = 4;   // bytes of an element in memory
   u8 count = 1;  // elements of a vector
@@ -118,7 +119,7 @@ class Kernel {
   std::vector<std::pair<u32, u32>> constants32;  // slot, value
   std::vector<std::pair<u32, u64>> constants64;
   std::vector<std::pair<u32, Special>> specials;
-  u32 slot_count = 0;
+  u32 slot_count = 0, site_count = 0;
   u32 predicate_count = 3;                        // those of no name: 0 is always false, 1 always true, kCarryPredicate
   std::size_t shared_bytes = 0, local_bytes = 0;  // static; local: of one lane
   std::size_t dynamic_align = 16;

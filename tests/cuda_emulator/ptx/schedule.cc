@@ -201,6 +201,17 @@ Turn run_warp(Warp& warp, u64 quantum) {
   return warp.groups.empty() ? Turn::done : Turn::quantum;
 }
 
+// Kept between launches: a large kernel touches few of its registers, and no program reads one that it has not written.
+std::byte* register_memory(std::size_t bytes) {
+  thread_local std::unique_ptr<std::byte[]> memory;
+  thread_local std::size_t size = 0;
+  if (size < bytes) {
+    memory.reset(new std::byte[bytes + 64]);
+    size = bytes;
+  }
+  return memory.get() + (64 - reinterpret_cast<std::uintptr_t>(memory.get()) % 64) % 64;
+}
+
 // The warps of a block, and the barrier between them.
 class BlockRunner {
  public:
@@ -215,7 +226,6 @@ class BlockRunner {
   Run& run_;
   Block block_;
   unsigned threads_;
-  std::vector<std::byte> registers_;
   std::vector<u32> predicates_;
   std::vector<u8> local_;
   std::vector<Warp> warps_;
@@ -273,8 +283,7 @@ BlockRunner::BlockRunner(Run& run, std::size_t shared_bytes)
   block_.run = &run;
   block_.shared.resize(shared_bytes);
   const std::size_t warp_count = (threads_ + kLanes - 1) / kLanes, warp_bytes = kernel.slot_count * kSlotBytes;
-  registers_.resize(warp_count * warp_bytes + 64);
-  std::byte* first = registers_.data() + (64 - reinterpret_cast<std::uintptr_t>(registers_.data()) % 64) % 64;
+  std::byte* first = register_memory(warp_count * warp_bytes);
   predicates_.resize(warp_count * kernel.predicate_count);
   local_.resize(warp_count * kLanes * kernel.local_bytes);
   warps_.resize(warp_count);
@@ -425,7 +434,7 @@ Result launch(const Kernel& kernel, Dim grid, Dim block, std::size_t dynamic_sha
     result.report = fmt::format("bad launch: {}; kernel {}", wrong, kernel.name);
     return result;
   }
-  run.recent.resize(kernel.code.size());
+  run.recent.resize(kernel.site_count);
   run.parameters.resize(kernel.parameter_bytes);
   for (std::size_t i = 0; i < kernel.parameters.size(); ++i)
     std::memcpy(run.parameters.data() + kernel.parameters[i].offset, arguments[i], kernel.parameters[i].size);

@@ -22,14 +22,14 @@ struct Run {
   Options options;
   Dim grid, block;
   std::vector<u8> parameters;
-  std::vector<Allocation> recent;  // by instruction
+  std::vector<Allocation> recent;  // by Instruction::site
   Checks checks;
   u64 warp_instructions = 0;
   u64 random = 1;
 
   u64 next_random();
   // The allocation that holds [p, p + n), or null.
-  const Allocation* find(std::size_t instruction, u64 p, u64 n);
+  const Allocation* find(u32 site, u64 p, u64 n);
 };
 
 struct Block {
