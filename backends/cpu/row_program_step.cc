@@ -120,7 +120,8 @@ struct Exec {
 template <class T>
 class Interpreter {
  public:
-  Interpreter(LowerCtx& ctx, const RowProgram& program) : p_(program), table_(common_table<T>()) {
+  Interpreter(LowerCtx& ctx, const RowProgram& program)
+      : p_(program), table_(common_table<T>()), flat_(can_be_cut(p_)) {
     place_registers(ctx);
     for (const RowProgram::Op& op : p_.code) {
       Exec e{op.kind, row_kernel(op.op), {}, static_cast<int>(op.in.size()), op.out};
@@ -136,7 +137,7 @@ class Interpreter {
       }
       code_.push_back(e);
     }
-    const Index tiles = flat() ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows, tile_rows_);
+    const Index tiles = flat_ ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows, tile_rows_);
     chunks_ = Chunks(ctx, tiles, scratch_bytes_, fold_size_, p_.rows * p_.columns * static_cast<Index>(code_.size()),
                      kParallelWork);
   }
@@ -150,15 +151,20 @@ class Interpreter {
 
   std::string detail() const {
     return fmt::format("{} x {}, {} ops, tiles of {}: {}", p_.rows, p_.columns, p_.code.size(),
-                       flat() ? tile_ : tile_rows_ * p_.columns, p_.formula());
+                       flat_ ? tile_ : tile_rows_ * p_.columns, p_.formula());
   }
 
  private:
   static constexpr Index kParallelWork = 65536;
 
-  bool flat() const { return p_.rows == 1; }
+  // One long row that can be cut anywhere: no value is of the row, none of a column.
+  static bool can_be_cut(const RowProgram& p) {
+    return p.rows == 1 && std::all_of(p.registers.begin(), p.registers.end(), [](const auto& r) {
+             return r.layout == Layout::full || r.layout == Layout::scalar;
+           });
+  }
   bool is_bf16(int reg) const { return p_.registers[ix(reg)].dtype == DType::bf16; }
-  Index columns_of(const Tile& t) const { return flat() ? t.count : p_.columns; }
+  Index columns_of(const Tile& t) const { return flat_ ? t.count : p_.columns; }
 
   void place_registers(LowerCtx& ctx) {
     places_.resize(p_.registers.size());
@@ -227,7 +233,7 @@ class Interpreter {
     tile_ = per_element == 0 ? kMaxTile : static_cast<Index>(kTileBytes / per_element) / 64 * 64;
     tile_ = std::clamp(tile_, kMinTile, kMaxTile);
     tile_rows_ = std::max<Index>(1, tile_ / std::max<Index>(p_.columns, 1));
-    const Index full = flat() ? tile_ : tile_rows_ * p_.columns;
+    const Index full = flat_ ? tile_ : tile_rows_ * p_.columns;
     std::vector<std::size_t> offsets;
     for (const Slot& s : slots) {
       offsets.push_back(scratch_bytes_);
@@ -289,7 +295,7 @@ class Interpreter {
 
   void run_tile(Index k, std::byte* scratch, double* folds) const {
     Tile t{};
-    if (flat()) {
+    if (flat_) {
       t = {0, 1, k * tile_, std::min(tile_, p_.columns - k * tile_)};
     } else {
       t.row = k * tile_rows_;
@@ -370,7 +376,7 @@ class Interpreter {
         const int a = e.in[0], b = e.in[1];
         const std::size_t mode = one_number(b, row_result) ? 1 : one_number(a, row_result) ? 2 : 0;
         // Where neither operand changes from row to row, the tile is one long row.
-        const bool one_row = row_result || flat() || (whole(a) && whole(b));
+        const bool one_row = row_result || flat_ || (whole(a) && whole(b));
         const Index rows = one_row ? 1 : t.rows, length = one_row ? n : cols;
         if (e.kernel.kind == RowKernel::binary)
           table_.binary[e.kernel.code][mode](at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch),
@@ -384,7 +390,7 @@ class Interpreter {
         const int c = e.in[0], a = e.in[1], b = e.in[2];
         const std::size_t mode = (one_number(c, row_result) ? 1u : 0u) | (one_number(a, row_result) ? 2u : 0u) |
                                  (one_number(b, row_result) ? 4u : 0u);
-        const bool one_row = row_result || flat() || (whole(c) && whole(a) && whole(b));
+        const bool one_row = row_result || flat_ || (whole(c) && whole(a) && whole(b));
         table_.where[mode](at<std::int32_t>(c, t, scratch), operand_stride(c), at<T>(a, t, scratch), operand_stride(a),
                            at<T>(b, t, scratch), operand_stride(b), at<T>(e.out, t, scratch), one_row ? 1 : t.rows,
                            one_row ? n : cols);
@@ -435,6 +441,7 @@ class Interpreter {
 
   const RowProgram p_;
   const simd::Common<T>& table_;
+  const bool flat_;
   std::vector<Place> places_;
   std::vector<Exec> code_;
   std::vector<std::pair<int, const std::uint16_t*>> widened_;  // inputs in bf16 and where they are

@@ -191,6 +191,22 @@ TEST(RowPrograms, RandomTapesAgreeWithUnfused) {
   EXPECT_GT(regions, 1500u);  // the comparison is of something
 }
 
+// A single row has values of its own, too: it is not to be cut into tiles that each make them anew.
+TEST(RowPrograms, SumsOfOneRowLongerThanATile) {
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    Tape t;
+    const Value x = t.input("x", {dtype, {1, 20000}});
+    std::mt19937 rng(5);
+    const Tensor data = random_tensor(rng, x.type());
+    const Value p = square(x) + 0.25, along = sum(p, {-1}, true);
+    const std::vector<Value> fetches{along, sum(p, {0}), p / along, max(p, {-1})};
+    Program fused = compile(t, fetches, backend("cpu")), plain = compile(t, fetches, backend("reference"));
+    fused.feed(x, data), plain.feed(x, data);
+    fused.run(), plain.run();
+    for (const Value v : fetches) EXPECT_LE(worst_difference(plain.fetch(v), fused.fetch(v)), 1e-6);
+  }
+}
+
 TEST(RowPrograms, ThreadsDoNotChangeABit) {
   const int before = threads();
   for (std::uint32_t seed = 1; seed <= 60; ++seed) {
