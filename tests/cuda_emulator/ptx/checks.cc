@@ -86,10 +86,12 @@ void Checks::touch(Cell& cell, const Warp& warp, const Instruction& in, const Wh
   }
   if (write) {
     const bool same = cell.writer.block == me.block && cell.writer.epoch == me.epoch && cell.writer.warp == me.warp &&
-                      cell.writer.lane == me.lane && cell.atomic == atomic;
+                      cell.writer.lane == me.lane;
+    // An atomic on top of the thread's own plain write does not hide that from the others.
+    const bool plain = !atomic || (same && !cell.atomic && (cell.written & bytes) != 0);
     cell.written = same ? static_cast<u8>(cell.written | bytes) : bytes;
     cell.writer = me;
-    cell.atomic = atomic;
+    cell.atomic = !plain;
     return;
   }
   if (cell.reader.block != 0 && cell.reader.block != me.block) cell.many_blocks = true;

@@ -87,8 +87,8 @@ u8* resolve(Warp& warp, const Instruction& in, int lane, u64 address, unsigned b
     const Allocation* found = run.find(in.site, address, bytes);
     if (found == nullptr) {
       u64 base = 0, size = 0;
-      const bool part = run.memory->find(address, base, size);
-      wrong(Fault::out_of_bounds, part ? fmt::format("beyond the {} bytes at {:#x}", size, base)
+      const bool near = run.memory->find(address, base, size) || run.memory->find(address - 1, base, size);
+      wrong(Fault::out_of_bounds, near ? fmt::format("beyond the {} bytes at {:#x}", size, base)
                                        : std::string("outside every live allocation"));
     }
     p = reinterpret_cast<u8*>(address);

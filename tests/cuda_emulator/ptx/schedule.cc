@@ -93,16 +93,33 @@ void branch_by_table(Warp& warp, std::size_t g, const Instruction& in, s32 pc, u
   }
 }
 
-// Whether all members of a converging instruction are there. `m`: the lanes that are.
-bool members_arrived(Warp& warp, const Instruction& in, u32 m) {
-  const u32 wanted = lanes<u32>(warp, in.e)[first_lane(m)];
-  if (const u32 gone = wanted & ~warp.live; gone != 0)
-    stop(warp, in, first_lane(m), Fault::shuffle,
-         fmt::format("member mask {:#x} names lane {}, which has exited or never was", wanted, first_lane(gone)));
-  if (const u32 strangers = m & ~wanted; strangers != 0)
-    stop(warp, in, first_lane(strangers), Fault::shuffle,
-         fmt::format("lane is not in its own member mask {:#x}", wanted));
-  return m == wanted;
+// Runs a converging instruction for the lanes of m whose members are all there, and returns them. Each lane brings the
+// mask of the members that it means: several sets may meet in one instruction.
+template <bool kChecked>
+u32 converge(Warp& warp, const Instruction& in, u32 m) {
+  const Lane<u32>* masks = lanes<u32>(warp, in.e);
+  u32 done = 0;
+  for (u32 rest = m; rest != 0;) {
+    const int first = first_lane(rest);
+    const u32 wanted = masks[first];
+    u32 same = 0;
+    for (std::size_t l = 0; l < kLanes; ++l) same |= masks[l] == wanted ? kBits[l] : 0;
+    same &= rest;
+    rest &= ~same;
+    if (const u32 gone = wanted & ~warp.live; gone != 0)
+      stop(warp, in, first, Fault::shuffle,
+           fmt::format("member mask {:#x} names lane {}, which has exited or never was", wanted, first_lane(gone)));
+    if (const u32 strangers = same & ~wanted; strangers != 0)
+      stop(warp, in, first_lane(strangers), Fault::shuffle,
+           fmt::format("lane is not in its own member mask {:#x}", wanted));
+    if (same != wanted) continue;
+    if constexpr (kChecked)
+      in.checked(warp, in, same);
+    else
+      in.fn(warp, in, same);
+    done |= same;
+  }
+  return done;
 }
 
 // Runs at most `quantum` instructions of a warp.
@@ -172,22 +189,21 @@ Turn run_warp(Warp& warp, u64 quantum) {
           }
           break;
         case Kind::barrier:
-          warp.groups[g] = {pc, mask, true};
+          warp.groups[g] = {pc, m, true};
+          if (m != mask) warp.groups.push_back({pc + 1, mask & ~m, false});
           regroup = true;
-          if (m != mask) split(warp, warp.groups[g], mask & ~m, pc + 1, pc), warp.groups[g].blocked = true;
           break;
-        case Kind::converge:
-          if (members_arrived(warp, in, m)) {
-            if constexpr (kChecked)
-              in.checked(warp, in, m);
-            else
-              in.fn(warp, in, m);
+        case Kind::converge: {
+          const u32 waiting = m & ~converge<kChecked>(warp, in, m);
+          if (waiting == 0) {
             ++pc;
-          } else {
-            warp.groups[g] = {pc, mask, true};  // merging with who is missing wakes it
-            regroup = true;
+            break;
           }
+          warp.groups[g] = {pc, waiting, true};  // merging with who is missing wakes it
+          if (waiting != mask) warp.groups.push_back({pc + 1, mask & ~waiting, false});
+          regroup = true;
           break;
+        }
         case Kind::lanes:
           break;
       }
