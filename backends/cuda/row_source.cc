@@ -150,7 +150,31 @@ class Writer {
   // The pass in which an output of full layout is stored: over an input only when all has been read.
   int store_phase(int r) const { return region_.aliased ? phases_ - 1 : phase_[ix(made_by_[ix(r)])]; }
 
-  void need(Pass& pass, int q, int r, bool keep, std::set<int>& kept) const {
+  // What becomes of a value that an earlier pass made: all are kept, all are made again, or those that cost little are
+  // made again from what is kept.
+  enum class Later : std::uint8_t { keep, keep_dear, repeat };
+
+  static bool is_dear(OpId op) {
+    switch (op) {
+      case OpId::pow:
+      case OpId::exp:
+      case OpId::log:
+      case OpId::sin:
+      case OpId::cos:
+      case OpId::acos:
+      case OpId::erf:
+      case OpId::tanh:
+      case OpId::sigmoid:
+      case OpId::softplus:
+      case OpId::silu:
+      case OpId::gelu:
+        return true;
+      default:
+        return false;
+    }
+  }
+
+  void need(Pass& pass, int q, int r, Later later, std::set<int>& kept) const {
     if (is_narrow(r)) return;
     if (is_input(r)) {
       pass.loads.insert(r);
@@ -158,17 +182,18 @@ class Writer {
     }
     const int i = made_by_[ix(r)];
     const RowProgram::Op& op = p_.code[ix(i)];
+    const bool keep = later == Later::keep || (later == Later::keep_dear && is_dear(op.op));
     if (keep && op.kind == Kind::elementwise && phase_[ix(i)] < q) {
       pass.from_kept.insert(r);
       kept.insert(r);
       return;
     }
     if (!pass.ops.insert(i).second) return;
-    for (const int in : op.in) need(pass, q, in, keep, kept);
+    for (const int in : op.in) need(pass, q, in, later, kept);
   }
 
-  // The passes; with `keep`, values of more than one are in `kept`, else they are computed again.
-  std::vector<Pass> plan_passes(bool keep, std::set<int>& kept) const {
+  // The passes over a row, and the values that stay in registers from one to another.
+  std::vector<Pass> plan_passes(Later later, std::set<int>& kept) const {
     std::vector<Pass> passes(ix(phases_));
     for (int q = phases_ - 1; q >= 0; --q) {
       Pass& pass = passes[ix(q)];
@@ -177,15 +202,15 @@ class Writer {
         const bool reads_full = (op.kind == Kind::reduce_row || folds(op.kind)) && reg(op.in[0]).layout != Layout::row;
         if (phase_[i] == q && reads_full) {
           pass.ops.insert(static_cast<int>(i));
-          need(pass, q, op.in[0], keep, kept);
+          need(pass, q, op.in[0], later, kept);
         }
       }
       for (const int r : p_.outputs)
-        if (reg(r).layout == Layout::full && store_phase(r) == q) need(pass, q, r, keep, kept);
+        if (reg(r).layout == Layout::full && store_phase(r) == q) need(pass, q, r, later, kept);
       for (const int r : std::set<int>(kept))
-        if (phase_[ix(made_by_[ix(r)])] == q) need(pass, q, r, keep, kept);
+        if (phase_[ix(made_by_[ix(r)])] == q) need(pass, q, r, later, kept);
     }
-    if (!keep) return passes;
+    if (later == Later::repeat) return passes;
     std::set<int> seen;
     for (Pass& pass : passes)
       for (auto it = pass.loads.begin(); it != pass.loads.end();) {
@@ -240,7 +265,13 @@ class Writer {
     }
     source_.how = fmt::format("by elements, {} at a time", vector_);
     std::set<int> kept;
-    passes_ = plan_passes(false, kept);
+    passes_ = plan_passes(Later::repeat, kept);
+  }
+
+  std::size_t words_of(const std::set<int>& registers) const {
+    std::size_t words = 0;
+    for (const int r : registers) words += value_bytes(reg(r).dtype) / 4;
+    return words;
   }
 
   void plan_rows() {
@@ -253,11 +284,14 @@ class Writer {
     if (!sums_rows_) {
       lanes_ = lanes_for(kThreads), steps_ = 1;
       tiles_ = ceil_div(vectors, lanes_);
-      passes_ = plan_passes(true, kept_);
+      passes_ = plan_passes(Later::repeat, kept_);
     } else {
-      passes_ = plan_passes(true, kept_);
-      std::size_t words = 0;
-      for (const int r : kept_) words += value_bytes(reg(r).dtype) / 4;
+      // Of two ways the one that needs fewer registers.
+      std::set<int> fewer;
+      auto other = plan_passes(Later::keep_dear, fewer);
+      passes_ = plan_passes(Later::keep, kept_);
+      if (words_of(fewer) < words_of(kept_)) passes_ = std::move(other), kept_ = fewer;
+      std::size_t words = words_of(kept_);
       for (const RowProgram::Op& op : p_.code)
         if (op.kind == Kind::reduce_columns) words += value_bytes(reg(op.out).dtype) / 4;
       const auto steps_with = [&](int lanes) {
@@ -276,7 +310,8 @@ class Writer {
         while (lanes_ < 1024 && !fits(lanes_)) lanes_ *= 2;
         again_ = !fits(lanes_);
         if (again_)
-          lanes_ = kLongRowThreads, rereads = !kept_.empty(), kept_.clear(), passes_ = plan_passes(false, kept_);
+          lanes_ = kLongRowThreads, rereads = !kept_.empty(), kept_.clear(),
+          passes_ = plan_passes(Later::repeat, kept_);
       }
       steps_ = again_ ? 0 : steps_with(lanes_);
     }
@@ -307,7 +342,7 @@ class Writer {
     for (const auto& f : source_.folds)
       add(fmt::format("{}*{} part{}", value_type(reg(f.out).dtype), restricted, f.out));
     add("long long extent"), add("long long piece");
-    open("extern \"C\" __global__ void __launch_bounds__({}) {}({}) {{", source_.block, kernel, parameters);
+    open("extern \"C\" __global__ void __launch_bounds__({}, 1) {}({}) {{", source_.block, kernel, parameters);
     for (int r = 0; r < p_.inputs; ++r) {
       const auto type = value_type(reg(r).dtype);
       if (is_constant(r))
