@@ -24,9 +24,9 @@ constexpr std::int64_t kNarrowIndices = std::int64_t{1} << 30;  // elements; twi
 constexpr int kThreads = 256;                                   // of a block, unless it takes a row of its own
 constexpr int kLongRowThreads = 512;                            // of a block whose rows fit no registers
 constexpr std::int64_t kMaxParts = 1024;
-constexpr int kMaxUnrolled = 32;     // elements of a row in one lane
-constexpr int kRegisterWords = 48;   // for values that stay
-constexpr int kMostBlockWords = 24;  // where a block of 1024 threads shares the registers
+// Elements of a row in one lane and words of registers for what stays of them; the last in a block of 1024 threads.
+constexpr int kUnrolled = 16, kRegisterWords = 48;
+constexpr int kMostUnrolled = 32, kFewRegisterWords = 24;
 constexpr std::int64_t kElementBlocks = 4096;
 
 std::size_t ix(std::int64_t i) { return static_cast<std::size_t>(i); }
@@ -299,8 +299,9 @@ class Writer {
       };
       const auto fits = [&](int lanes) {
         const int each = steps_with(lanes) * vector_;
-        const int budget = lanes == 1024 ? kMostBlockWords : lanes > 32 ? kRegisterWords : kMaxUnrolled;
-        return each <= kMaxUnrolled && each * static_cast<int>(words) <= budget;
+        const bool most = lanes == 1024;
+        return each <= (most ? kMostUnrolled : kUnrolled) &&
+               each * static_cast<int>(words) <= (most ? kFewRegisterWords : kRegisterWords);
       };
       lanes_ = lanes_for(32);
       if (words == 0) {
