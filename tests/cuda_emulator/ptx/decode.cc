@@ -56,7 +56,7 @@ void Decoder::branch_targets(const std::string& name, const std::string& list) {
 
 void Decoder::instruction(const std::string& text, int line) {
   operands.line = line;
-  origin_ = {line, file_, source_line_, text};
+  origin_ = {line, location_[0], location_[1], location_[2], location_[3], text};
   Op op;
   op.text = text;
   std::string rest = text;
@@ -79,7 +79,7 @@ void Decoder::instruction(const std::string& text, int line) {
 void Decoder::finish() {
   Op end;
   end.text = "ret (at the end of the body)";
-  origin_ = {operands.line, 0, 0, end.text};
+  origin_ = {operands.line, 0, 0, 0, 0, end.text};
   end.in.kind = Kind::exit;
   emit(end);
   std::map<std::string, s32> tables;

@@ -16,10 +16,9 @@ class Decoder {
   Decoder(Kernel& kernel, const ModuleNames& names) : operands(kernel, names), kernel_(kernel), names_(names) {}
   Operands operands;
 
-  void location(int file, int line) {
-    file_ = file;
-    source_line_ = line;
-  }
+  // Where the next instructions were written: file, line, and those of the call where they were inlined.
+  using Location = std::array<int, 4>;
+  void location(const Location& location) { location_ = location; }
   void label(const std::string& name);
   void branch_targets(const std::string& name, const std::string& list);
   void instruction(const std::string& text, int line);
@@ -81,7 +80,7 @@ class Decoder {
   Kernel& kernel_;
   const ModuleNames& names_;
   Origin origin_;
-  int file_ = 0, source_line_ = 0;
+  Location location_{};
   int calls_ = 0, call_depth_ = 0;
   std::string suffix_;  // of labels in the function that is being put in the place of a call
   std::map<std::string, s32> labels_;

@@ -310,14 +310,14 @@ void Decoder::call_inline(Op& op, const Function& function, const std::string& r
   if (!result.empty()) operands.bind_parameter(function.result, result);
   for (std::size_t i = 0; i < arguments.size(); ++i) operands.bind_parameter(function.parameters[i], arguments[i]);
   const std::string suffix = std::exchange(suffix_, fmt::format("@{}", ++calls_));
-  const int source_line = source_line_, file = file_;
+  const Location here = location_;
   ++call_depth_;
   Reader body = *function.body;
   decode_body(body, *this);
   label("return");
   --call_depth_;
   suffix_ = suffix;
-  location(file, source_line);
+  location(here);
   operands.close_scope();
   operands.line = line;
 }

@@ -49,7 +49,8 @@ class Memory {
   virtual ~Memory() = default;
   // The live allocation that holds address p: its base and size; false where there is none.
   virtual bool find(std::uint64_t p, std::uint64_t& base, std::uint64_t& size) const = 0;
-  // One byte per byte of the allocation at base, 0 while it was never written; null where it is not tracked.
+  // One byte per byte of the allocation at base, 0 while it was never written; null where it is not tracked. Launches
+  // with check_initialised read it and mark what they write; others do not touch it.
   virtual std::uint8_t* written(std::uint64_t base) = 0;
 };
 
@@ -71,6 +72,10 @@ class Module {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// The PTX in an image as cuModuleLoadData takes it: PTX text, or a fatbin that nvcc wrote with --compress-mode=none.
+// Throws std::runtime_error where there is none.
+std::string text_of_image(const void* image);
 
 std::vector<Parameter> parameters(const Kernel& kernel);
 int registers_declared(const Kernel& kernel);  // virtual registers, not what ptxas would use

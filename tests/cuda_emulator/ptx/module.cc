@@ -210,12 +210,22 @@ void ModuleParser::kernel() {
 }
 
 void directive(Reader& reader, Decoder& decoder, const std::string& word) {
-  if (word == ".loc") {  // file line column, more
+  if (word == ".loc") {  // file line column, function_name label, inlined_at file line column
     const std::string text = reader.rest_of_line();
-    const std::vector<std::string> parts = words(text.substr(0, text.find(',')));
-    if (parts.size() < 2) refuse(reader.line(), "unknown directive: .loc " + text);
-    decoder.location(static_cast<int>(count_of(parts[0], reader.line())),
-                     static_cast<int>(count_of(parts[1], reader.line())));
+    Decoder::Location location{};
+    auto take = [&](const std::vector<std::string>& parts, std::size_t first, std::size_t to) {
+      if (parts.size() < first + 2) refuse(reader.line(), "unknown directive: .loc " + text);
+      for (std::size_t i = 0; i < 2; ++i)
+        location[to + i] = static_cast<int>(count_of(parts[first + i], reader.line()));
+    };
+    for (const std::string& piece : split(text, ',')) {
+      const std::vector<std::string> parts = words(piece);
+      if (location[1] == 0)
+        take(parts, 0, 0);
+      else if (!parts.empty() && parts[0] == "inlined_at")
+        take(parts, 1, 2);
+    }
+    decoder.location(location);
     return;
   }
   const std::string text = reader.until(';');

@@ -66,8 +66,9 @@ struct Instruction {
 
 // Where an instruction was written, for reports.
 struct Origin {
-  int line = 0;                   // of the PTX text
-  int file = 0, source_line = 0;  // of the kernel's source, by .loc; 0: unknown
+  int line = 0;                      // of the PTX text
+  int file = 0, source_line = 0;     // of the kernel's source, by .loc; 0: unknown
+  int call_file = 0, call_line = 0;  // where that was inlined
   std::string text;
 };
 

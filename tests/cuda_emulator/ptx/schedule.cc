@@ -20,12 +20,14 @@ u64 Run::next_random() {  // splitmix64
 namespace {
 
 std::string describe(const Run& run, const Block* block, const Origin& origin, unsigned thread) {
-  const auto& files = run.kernel->module->files;
+  auto place = [&](int file, int line) {
+    const auto& files = run.kernel->module->files;
+    const auto it = files.find(file);
+    return fmt::format("{}:{}", it == files.end() ? std::string("source line") : it->second, line);
+  };
   std::string at;
-  if (origin.source_line != 0) {
-    const auto file = files.find(origin.file);
-    at = fmt::format(", {}:{}", file == files.end() ? std::string("source line") : file->second, origin.source_line);
-  }
+  if (origin.source_line != 0) at = ", " + place(origin.file, origin.source_line);
+  if (origin.call_line != 0) at += " called at " + place(origin.call_file, origin.call_line);
   const Dim& b = run.block;
   return fmt::format("kernel {}{}, block ({},{},{}) thread ({},{},{}) [PTX line {}: {}]", run.kernel->name, at,
                      block->index.x, block->index.y, block->index.z, thread % b.x, thread / b.x % b.y,
