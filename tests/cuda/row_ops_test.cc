@@ -10,6 +10,8 @@
 namespace sg::test {
 namespace {
 
+class CudaRowOps : public RowTest {};
+
 std::vector<double> specials(DType dtype) {
   const double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
   std::vector<double> x{0.0,  -0.0, 1.0,  -1.0,  0.5,    1.5,   2.5,   -2.5, 0.3,  -0.7,      3.0,
@@ -77,7 +79,7 @@ std::vector<Value> all_binary(Value a, Value b) {
           a.tape->emit1(OpId::relu_grad, {a, b})};
 }
 
-TEST(CudaRowOps, RealOpsOnSpecialNumbers) {
+TEST_F(CudaRowOps, RealOpsOnSpecialNumbers) {
   for (const DType dtype : {DType::f32, DType::f64, DType::bf16}) {
     const auto [left, right] = pairs(dtype);
     Tape t;
@@ -106,7 +108,7 @@ TEST(CudaRowOps, RealOpsOnSpecialNumbers) {
   }
 }
 
-TEST(CudaRowOps, IntegerOps) {
+TEST_F(CudaRowOps, IntegerOps) {
   std::mt19937 rng(3);
   const TensorType type{DType::i32, {37}};
   Tape t;
@@ -135,7 +137,7 @@ TEST(CudaRowOps, IntegerOps) {
                       0, "i32");
 }
 
-TEST(CudaRowOps, Casts) {
+TEST_F(CudaRowOps, Casts) {
   for (const DType from : {DType::f32, DType::f64, DType::bf16, DType::i32})
     for (const DType to : {DType::f32, DType::f64, DType::bf16, DType::i32}) {
       if (from == to) continue;
@@ -152,7 +154,7 @@ TEST(CudaRowOps, Casts) {
     }
 }
 
-TEST(CudaRowOps, EveryFormOfBroadcasting) {
+TEST_F(CudaRowOps, EveryFormOfBroadcasting) {
   const std::pair<Shape, Shape> forms[] = {{{4, 3, 5}, {3, 1}},
                                            {{4, 3, 5}, {3, 5}},
                                            {{4, 3, 5}, {5}},
@@ -182,7 +184,7 @@ TEST(CudaRowOps, EveryFormOfBroadcasting) {
     }
 }
 
-TEST(CudaRowOps, EmptyOperandsAndEmptyReductions) {
+TEST_F(CudaRowOps, EmptyOperandsAndEmptyReductions) {
   Tape t;
   const Value a = t.input("a", {DType::f32, {0, 5}}), b = t.input("b", {DType::f32, {5}});
   const Value c = t.input("c", {DType::f32, {3, 0}});

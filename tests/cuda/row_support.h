@@ -1,4 +1,4 @@
-// What the tests of row programs on the cuda backend share: the two executors on the emulated device, and comparison
+// What the tests of row programs on the cuda backend share: the two executors on the device under test, and comparison
 // with the reference backend.
 #pragma once
 #include <gtest/gtest.h>
@@ -9,19 +9,19 @@
 #include <string>
 #include <vector>
 
-#include "backends/backends.h"
-#include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/jit.h"
-#include "core/program.h"
 #include "ops/op_ids.h"
+#include "tests/cuda/support.h"
 #include "tests/cuda_emulator/emulated_driver.h"
 
 namespace sg::test {
 
 enum class Executor { generated, interpreted };
 inline const char* name_of(Executor e) { return e == Executor::generated ? "generated" : "interpreted"; }
+
+// The tables of the device under test, as they are and without NVRTC.
 inline const cuda::Tables& row_tables(Executor e) {
-  static const cuda::Tables with = cuda::emulated_tables();
+  static const cuda::Tables& with = cuda::device_of(backend("cuda")).tables();
   static const cuda::Tables without = [] {
     cuda::Tables t = with;
     t.no_nvrtc = "switched off for this test";
@@ -31,13 +31,21 @@ inline const cuda::Tables& row_tables(Executor e) {
 }
 inline const std::string& missing_nvrtc() { return row_tables(Executor::generated).no_nvrtc; }
 
-// A cuda backend on the emulated device, which lives as long as the process. Nothing goes to the disk cache.
+// The backend without NVRTC lives as long as the process.
 inline Backend& row_backend(Executor e) {
-  static Backend* const backends[] = {cuda::make_cuda_backend(row_tables(Executor::generated)).release(),
-                                      cuda::make_cuda_backend(row_tables(Executor::interpreted)).release()};
-  if (cuda::jit_cache_folder() != "") cuda::set_jit_cache_folder("");
-  return *backends[static_cast<int>(e)];
+  static Backend* const interpreting = cuda::make_cuda_backend(row_tables(Executor::interpreted)).release();
+  return e == Executor::generated ? backend("cuda") : *interpreting;
 }
+
+// Tests of row programs: nothing of theirs goes to the user's disk cache.
+class RowTest : public CudaTest {
+ protected:
+  void SetUp() override {
+    CudaTest::SetUp();
+    cuda::set_jit_cache_folder("");
+  }
+  void TearDown() override { cuda::set_jit_cache_folder(std::nullopt); }
+};
 
 // The executors of this machine; generated code needs NVRTC, which the caller may miss.
 inline std::vector<Executor> executors() {
