@@ -12,6 +12,7 @@ struct Flags {
   std::string op, case_name;          // restrict Conformance and Gradcheck; empty: all
   std::uint32_t seed = 1;
   bool coverage = false;
+  std::string cuda;  // "emulated", "checked" (emulated, with races and unwritten memory looked for), "device" or nothing
 };
 
 Flags& flags();

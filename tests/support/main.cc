@@ -10,6 +10,11 @@
 #include "tests/conformance/conformance.h"
 #include "tests/support/flags.h"
 
+#ifdef SG_CUDA_BACKEND
+#include "backends/cuda/cuda_backend.h"
+#include "tests/cuda_emulator/emulated_driver.h"
+#endif
+
 namespace sg::test {
 
 Flags& flags() {
@@ -21,7 +26,9 @@ namespace {
 
 constexpr const char* kUsage =
     "stopgrad_tests [gtest flags] [--backend=NAME,...] [--config=NAME,...] [--seed=N] [--op=NAME] [--case=NAME]\n"
-    "               [--coverage] [--require-backend=NAME]\n";
+    "               [--coverage] [--require-backend=NAME] [--cuda=emulated|checked|device]\n"
+    "--cuda: what the backend cuda and its tests run on; without it, on the machine's own driver where it has one.\n";
+constexpr int kSkipped = 77;  // of ctest's SKIP_RETURN_CODE
 
 std::vector<std::string> split(const std::string& text) {
   std::vector<std::string> parts;
@@ -38,8 +45,54 @@ std::string join(const std::vector<std::string>& parts) {
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorKind::usage, message); }
 
+// Every fault and every refused call is a failure of the test that made it, whatever else the test looks at.
+#ifdef SG_CUDA_BACKEND
+class FailOnReport : public testing::EmptyTestEventListener {
+  void OnTestEnd(const testing::TestInfo&) override {
+    if (const std::string report = cuda::emulated_report(); !report.empty()) ADD_FAILURE() << report;
+    cuda::clear_emulated_failure();
+  }
+};
+#endif
+
+// Before any backend is asked for.
+void choose_cuda(const std::string& value) {
+  if (value != "emulated" && value != "checked" && value != "device")
+    refuse("--cuda=" + value + ": it is emulated, checked or device");
+  flags().cuda = value;
+#ifdef SG_CUDA_BACKEND
+  if (value == "device") return;
+  const bool checked = value == "checked";
+  cuda::set_cuda_tables(
+      cuda::emulated_tables({.seed = flags().seed, .check_races = checked, .check_initialised = checked}));
+  testing::UnitTest::GetInstance()->listeners().Append(new FailOnReport);
+#endif
+}
+
+// Why nothing that was asked for can run; nothing where it can.
+std::string missing_cuda() {
+  if (flags().cuda.empty()) return "";
+#ifdef SG_CUDA_BACKEND
+  return cuda::no_cuda();
+#else
+  return "this build was made without CUDA";
+#endif
+}
+
+class SkipAll : public testing::Environment {
+  void SetUp() override { GTEST_SKIP() << missing_cuda(); }
+};
+
 void parse(int argc, char** argv) {
   Flags& f = flags();
+  const auto of = [&](std::string_view name, const auto& take) {
+    for (int i = 1; i < argc; ++i)
+      if (const std::string_view argument = argv[i]; argument.starts_with(name))
+        take(std::string(argument.substr(name.size())));
+  };
+  of("--seed=", [&](const std::string& value) { f.seed = static_cast<std::uint32_t>(std::stoul(value)); });
+  of("--cuda=", choose_cuda);
+  if (!missing_cuda().empty()) return;
   for (const auto name : backend_names()) f.backends.emplace_back(name);
   for (const auto& config : configs()) f.configs.push_back(config.name);
   for (int i = 1; i < argc; ++i) {
@@ -62,8 +115,8 @@ void parse(int argc, char** argv) {
           refuse("unknown config '" + wanted + "'; there are: " + join(names));
         }
       }
-    } else if (name == "--seed") {
-      f.seed = static_cast<std::uint32_t>(std::stoul(value));
+    } else if (name == "--seed" || name == "--cuda") {
+      continue;  // above
     } else if (name == "--op") {
       f.op = value;
     } else if (name == "--case") {
@@ -84,6 +137,14 @@ void parse(int argc, char** argv) {
 int run(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   parse(argc, argv);
+  if (const std::string why = missing_cuda(); !why.empty()) {
+    register_case_tests();
+    testing::AddGlobalTestEnvironment(new SkipAll);
+    if (RUN_ALL_TESTS() != 0) return 1;
+    std::cout << "SKIPPED " << testing::UnitTest::GetInstance()->test_to_run_count()
+              << " tests of --cuda=" << flags().cuda << ": " << why << "\n";
+    return kSkipped;
+  }
   if (flags().coverage) return print_coverage() ? 0 : 1;
   register_case_tests();
   const int status = RUN_ALL_TESTS();
