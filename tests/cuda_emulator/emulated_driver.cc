@@ -330,7 +330,6 @@ void fill_streams(DriverApi& table) {
   table.cuStreamWaitEvent_ = [](CUstream stream, CUevent event, unsigned flags) -> CUresult {
     return machine().call("cuStreamWaitEvent", Needs::context, [&] {
       if (flags != 0) return machine().refuse(CUDA_ERROR_INVALID_VALUE, "cuStreamWaitEvent: flags must be 0");
-      const DeviceMemory::Open open(machine().memory);
       return told("cuStreamWaitEvent", machine().streams.wait(stream, event));
     });
   };
@@ -354,15 +353,12 @@ void fill_streams(DriverApi& table) {
                           [&] { return told("cuEventDestroy", machine().streams.destroy(event)); });
   };
   table.cuEventRecord_ = [](CUevent event, CUstream stream) -> CUresult {
-    return machine().call("cuEventRecord", Needs::context, [&] {
-      const DeviceMemory::Open open(machine().memory);
-      return told("cuEventRecord", machine().streams.record(event, stream));
-    });
+    return machine().call("cuEventRecord", Needs::context,
+                          [&] { return told("cuEventRecord", machine().streams.record(event, stream)); });
   };
   table.cuEventQuery_ = [](CUevent event) -> CUresult {
     return machine().call("cuEventQuery", Needs::waiting, [&] {
-      CUresult r = CUDA_SUCCESS;
-      machine().drive([&] { r = machine().streams.query(event); });
+      const CUresult r = machine().streams.query(event);
       return machine().failure != CUDA_SUCCESS ? machine().failure : told("cuEventQuery", r);
     });
   };
@@ -404,7 +400,6 @@ void fill_graphs(DriverApi& table) {
     return machine().call("cuGraphLaunch", Needs::context, [&] {
       if (exec == nullptr) return machine().refuse(CUDA_ERROR_INVALID_HANDLE, "cuGraphLaunch: no graph");
       ++machine().counters.replays;
-      const DeviceMemory::Open open(machine().memory);
       return told("cuGraphLaunch", machine().streams.launch(exec, stream));
     });
   };

@@ -59,10 +59,9 @@ void Machine::fail_running(CUresult r, const std::string& text) {
 }
 
 CUresult Machine::enqueue(CUstream stream, Work work) {
-  const DeviceMemory::Open open(memory);  // where streams are not lazy, it runs now
   return streams.enqueue(stream, [this, work = std::move(work)] {
     if (failure != CUDA_SUCCESS) return;
-    const DeviceMemory::Open open_to_work(memory);
+    const DeviceMemory::Open open(memory);
     work();
   });
 }

@@ -56,9 +56,10 @@ class Machine {
   // Something that ran failed: the machine answers `r` from now on.
   void fail_running(CUresult r, const std::string& report);
 
-  // Streams run inside, with the memory open.
+  // Streams run inside, with the memory open from the first to the last of what they run.
   template <class F>
   void drive(F body) {
+    if (streams.idle()) return body();
     const DeviceMemory::Open open(memory);
     body();
   }

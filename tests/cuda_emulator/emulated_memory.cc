@@ -21,12 +21,15 @@ DeviceMemory::DeviceMemory() {
   range_ = static_cast<unsigned char*>(p);
 }
 
+void DeviceMemory::change(unsigned char* first, std::size_t bytes, int protection) {
+  if (mprotect(first, bytes, protection) != 0) throw std::runtime_error("emulated device: mprotect failed");
+}
+
 void DeviceMemory::protect(int protection) const {
   // From the oldest live allocation on: what lies before it stays closed for ever.
   const std::size_t first = blocks_.empty() ? next_ : blocks_.begin()->first - reinterpret_cast<std::uint64_t>(range_);
   const std::size_t begin = first / kPage * kPage, end = rounded(next_, kPage);
-  if (end > begin && mprotect(range_ + begin, end - begin, protection) != 0)
-    throw std::runtime_error("emulated device: mprotect failed");
+  if (end > begin) change(range_ + begin, end - begin, protection);
 }
 
 DeviceMemory::Open::Open(DeviceMemory& memory) : memory_(memory) {
@@ -38,6 +41,7 @@ DeviceMemory::Open::~Open() {
 }
 
 std::uint64_t DeviceMemory::allocate(std::size_t bytes, std::size_t limit, bool tracked) {
+  if (bytes >= kPage) next_ = rounded(next_, kPage);  // so that its pages can go back
   if (bytes > limit || live_bytes_ > limit - bytes || bytes > kRange - next_ - 2 * kPage) return 0;
   const std::uint64_t base = reinterpret_cast<std::uint64_t>(range_ + next_);
   next_ += rounded(bytes, kAlignment) + kAlignment;  // a gap: what runs over an end is in no allocation
@@ -45,9 +49,11 @@ std::uint64_t DeviceMemory::allocate(std::size_t bytes, std::size_t limit, bool 
   block.bytes = bytes;
   if (tracked) block.written.assign(bytes, 0);
   live_bytes_ += bytes;
-  if (open_ > 0) protect(PROT_READ | PROT_WRITE);
-  const Open open(*this);
+  unsigned char* const first = reinterpret_cast<unsigned char*>(base / kPage * kPage);
+  const std::size_t pages = rounded(base + bytes, kPage) - reinterpret_cast<std::uint64_t>(first);
+  change(first, pages, PROT_READ | PROT_WRITE);
   std::memset(reinterpret_cast<void*>(base), 0xFF, bytes);
+  if (open_ == 0) change(first, pages, PROT_NONE);
   return base;
 }
 

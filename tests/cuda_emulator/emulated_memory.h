@@ -57,6 +57,7 @@ class DeviceMemory final : public ptx::Memory {
   using Blocks = std::map<std::uint64_t, Block>;
   static Blocks::const_iterator holding(const Blocks& blocks, std::uint64_t p, std::size_t bytes);
   void protect(int protection) const;
+  static void change(unsigned char* first, std::size_t bytes, int protection);
 
   unsigned char* range_ = nullptr;
   std::size_t next_ = 0;  // offset of the first byte that was never given out

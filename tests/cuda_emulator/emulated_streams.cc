@@ -43,6 +43,10 @@ CUevent Streams::create_event(bool timing) {
   return events_.back().get();
 }
 
+bool Streams::idle() const {
+  return std::all_of(streams_.begin(), streams_.end(), [](CUstream s) { return s->queue.empty(); });
+}
+
 std::shared_ptr<CUevent_st> Streams::find(CUevent event) const {
   for (const auto& e : events_)
     if (e.get() == event) return e;

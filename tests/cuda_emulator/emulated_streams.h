@@ -76,6 +76,7 @@ class Streams {
   CUresult destroy(CUstream stream);
   CUevent create_event(bool timing);
   CUresult destroy(CUevent event);
+  bool idle() const;  // nothing waits in any stream
   bool known(CUstream stream) const { return streams_.count(stream) != 0; }
   bool known(CUevent event) const { return find(event) != nullptr; }
 
