@@ -175,7 +175,8 @@ void expect_clean(const std::string& body, ptx::Dim grid = {}, ptx::Dim block = 
 
 TEST(PtxReports, NameKernelLineBlockAndThread) {
   const auto text = std::string(kHeader) +
-                    ".visible .entry k(.param .u64 p)\n{\n.reg .b64 %d<2>;\n.loc 3 17 5\nld.param.u64 %d0, [p];\n"
+                    ".visible .entry k(.param .u64 p)\n{\n.reg .b64 %d<2>;\n.loc 3 17 5\n.loc 3 0 0, function_name $x, "
+                    "inlined_at 1 2 3\nld.param.u64 %d0, [p];\n"
                     ".loc\t3 42 9, function_name $x, inlined_at 1 2 3\nst.global.u32\t[%d0+64], 1;\nret;\n}\n.file 3 "
                     "\"/somewhere/thing.cu\"\n";
   HostMemory memory;

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "tests/cuda_emulator/ptx/decode.h"
 
@@ -218,9 +219,10 @@ void directive(Reader& reader, Decoder& decoder, const std::string& word) {
       for (std::size_t i = 0; i < 2; ++i)
         location[to + i] = static_cast<int>(count_of(parts[first + i], reader.line()));
     };
+    bool first = true;  // its line is 0 where the compiler knows none
     for (const std::string& piece : split(text, ',')) {
       const std::vector<std::string> parts = words(piece);
-      if (location[1] == 0)
+      if (std::exchange(first, false))
         take(parts, 0, 0);
       else if (!parts.empty() && parts[0] == "inlined_at")
         take(parts, 1, 2);
