@@ -183,7 +183,7 @@ TEST(PtxReports, NameKernelLineBlockAndThread) {
   u32* out = memory.add(std::vector<u32>(16));
   const auto result = run(text, {1, 2}, {2, 2}, memory, {out});
   EXPECT_EQ(result.fault, ptx::Fault::out_of_bounds);
-  for (const char* part : {"out of bounds", "kernel k", "thing.cu:42", "block (0,", "thread (0,0,0)", "PTX line 10",
+  for (const char* part : {"out of bounds", "kernel k", "thing.cu:42", "block (0,", "thread (0,0,0)", "PTX line 11",
                            "st.global.u32 [%d0+64], 1", "beyond the 64 bytes at"})
     EXPECT_NE(result.report.find(part), std::string::npos) << part << "\n" << result.report;
 }
