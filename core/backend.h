@@ -83,11 +83,30 @@ class Backend {
   virtual void enter() {}
   virtual void leave() {}
 
+  // Whether buffers are memory that the host may not touch. State then lives there from step to step (Variable::resident),
+  // and the host has a copy of it when it looks. The calls below this line may then return before their work is done, in
+  // order with the steps; download() waits.
+  virtual bool on_device() const { return false; }
+  virtual void fill(void* p, std::byte value, std::size_t bytes);
+  virtual void copy(void* dst, const void* src, std::size_t bytes);
+  // The new value of a variable goes to its place. Does nothing where a step before it found an error that is not
+  // reported yet: a step that fails leaves every variable as it was.
+  virtual void commit(void* dst, const void* src, std::size_t bytes) { copy(dst, src, bytes); }
+  // Everything that `enqueue` makes the backend do, as one step that does it again at the same addresses. Null with the
+  // reason in `note` where that is not possible; nothing was done then. Where it is, `note` says what was made.
+  struct Captured { std::unique_ptr<Step> replay; std::string note; };
+  virtual Captured capture(const std::function<void()>& enqueue);
+  // Ends with the backend: those who keep its buffers ask whether there still is one to release them to.
+  std::weak_ptr<Backend* const> lifetime() const { return self_; }
+
   virtual void* allocate(std::size_t bytes) = 0;                              // 64-byte aligned; Error{backend} when out of memory
   virtual void release(void* p) = 0;
   virtual void upload(void* dst, const std::byte* src, TensorType type) = 0;  // host array -> buffer, converting to storage()
   virtual void download(std::byte* dst, const void* src, TensorType type) = 0;
   virtual bool host_memory(DType t) const { return storage(t) == t; }         // buffers of that type are plain host arrays
+
+ private:
+  std::shared_ptr<Backend* const> self_ = std::make_shared<Backend* const>(this);
 };
 
 // Defined in backends/backends.cc. Error{backend} listing what this build has where the name is unknown.

@@ -60,7 +60,7 @@ class Lowering final : public LowerCtx {
   void* persistent(std::size_t bytes) override {
     BackendBuffer& b = p_.buffers.emplace_back(*p_.backend, bytes);
     p_.stats.persistent_bytes += bytes;
-    if (p_.backend->host_memory(DType::i32)) std::memset(b.data(), 0, bytes);
+    p_.backend->fill(b.data(), std::byte{0}, bytes);
     return b.data();
   }
   std::shared_ptr<void>& shared(const std::string& key) override { return p_.shared[key]; }
@@ -106,12 +106,15 @@ std::vector<std::int32_t> direct_commits(const Tape& tape, std::span<const std::
     if (op_def(instr.op).role == Role::read) read_of[variable(instr)] = instr.outputs[0];
   const std::vector<std::int32_t> uses = use_counts(tape, fetches);
   const std::int32_t safe = first_safe(tape);
+  // A device goes on after a step that failed, until the host looks: only commit() knows then.
+  const bool on_device = backend.on_device();
+  if (on_device && safe > 0) return reading;
   for (const Instr& instr : tape.instrs()) {
     if (op_def(instr.op).role != Role::assign) continue;
     const std::int32_t v = instr.inputs[0], read = read_of[variable(instr)];
     const std::int32_t maker = tape.producer(v);
     if (read >= 0 && uses[ix(v)] == 1 && maker >= safe && last[ix(read)] == maker &&
-        backend.host_memory(tape.type(v).dtype))
+        (on_device || backend.host_memory(tape.type(v).dtype)))
       reading[ix(v)] = read;
   }
   return reading;
@@ -209,6 +212,21 @@ std::size_t largest_live_set_of(const Tape& tape, std::span<const std::int32_t> 
   return largest_live_set(arena_lives(assign_storage(tape, fetches, backend, options, true, false).storages));
 }
 
+// For the message of an arena that does not fit.
+std::string largest_values(const Program::Impl& p, std::vector<std::size_t> storages) {
+  constexpr std::size_t kShown = 5;
+  const std::size_t n = std::min(kShown, storages.size());
+  std::partial_sort(storages.begin(), storages.begin() + static_cast<std::ptrdiff_t>(n), storages.end(),
+                    [&](std::size_t a, std::size_t b) { return p.storages[a].bytes > p.storages[b].bytes; });
+  std::string text = fmt::format("\n  for the values of a program; its {} largest:", n);
+  for (std::size_t k = 0; k < n; ++k) {
+    const auto value = std::find(p.storage_of.begin(), p.storage_of.end(), static_cast<std::int32_t>(storages[k]));
+    text += fmt::format("\n  {:>10.2f} MB {}", static_cast<double>(p.storages[storages[k]].bytes) / 1e6,
+                        p.tape->describe(static_cast<std::int32_t>(value - p.storage_of.begin())));
+  }
+  return text;
+}
+
 void place_storage(Program::Impl& p, bool plan) {
   Backend& b = *p.backend;
   std::vector<std::size_t> who;
@@ -227,7 +245,11 @@ void place_storage(Program::Impl& p, bool plan) {
     for (const Lifetime& l : lives)
       total += (l.bytes + kAlignment - 1) / kAlignment * kAlignment + kAlignment + 2 * guard;
   }
-  p.arena = BackendBuffer(b, std::max<std::size_t>(total, kAlignment));
+  try {
+    p.arena = BackendBuffer(b, std::max<std::size_t>(total, kAlignment));
+  } catch (const Error& e) {
+    throw Error(e.kind(), e.message() + largest_values(p, who), e.loc());
+  }
   p.stats.arena_bytes = total;
   auto* base = static_cast<std::byte*>(p.arena.data());
   std::size_t offset = 0;
@@ -243,8 +265,8 @@ void place_storage(Program::Impl& p, bool plan) {
           std::find(p.storage_of.begin(), p.storage_of.end(), static_cast<std::int32_t>(who[k])) -
           p.storage_of.begin());
       p.guards.push_back({static_cast<std::byte*>(s.data), s.bytes, value});
-      std::memset(base + offset, static_cast<int>(kGuardPattern), kGuardBytes);
-      std::memset(static_cast<std::byte*>(s.data) + s.bytes, static_cast<int>(kGuardPattern), kGuardBytes);
+      b.fill(base + offset, kGuardPattern, kGuardBytes);
+      b.fill(static_cast<std::byte*>(s.data) + s.bytes, kGuardPattern, kGuardBytes);
     }
     offset += (s.bytes + kAlignment - 1) / kAlignment * kAlignment + kAlignment + 2 * guard;
   }
@@ -252,9 +274,11 @@ void place_storage(Program::Impl& p, bool plan) {
     if (s.kind == StorageKind::arena) continue;
     const Instr& instr = p.tape->instrs()[ix(p.tape->producer(s.leaf))];
     const TensorType& type = p.tape->type(s.leaf);
-    if (s.kind == StorageKind::variable && b.host_memory(type.dtype)) {
-      s.data = p.tape->variable_of(instr)->data();
-      continue;
+    if (s.kind == StorageKind::variable) {
+      Variable& variable = *p.tape->variable_of(instr);
+      s.data = p.home(variable);
+      if (b.on_device()) p.residents.push_back(&variable);
+      if (s.data != nullptr) continue;
     }
     s.data = p.buffers.emplace_back(b, s.bytes).data();
     if (s.kind == StorageKind::feed) {
@@ -277,10 +301,13 @@ void place_storage(Program::Impl& p, bool plan) {
 // first.
 void plan_commits(Program::Impl& p) {
   const auto direct = [&p](const Program::Impl::Commit& c) {
-    return p.storages[ix(p.storage_of[ix(c.value)])].data == c.variable->data();
+    return p.storages[ix(p.storage_of[ix(c.value)])].data == c.home;
   };
   for (const Instr& instr : p.tape->instrs())
-    if (op_def(instr.op).role == Role::assign) p.commits.push_back({p.tape->variable_of(instr), instr.inputs[0]});
+    if (op_def(instr.op).role == Role::assign) {
+      Variable* variable = p.tape->variable_of(instr);
+      p.commits.push_back({variable, instr.inputs[0], p.home(*variable)});
+    }
   auto stage = [&](std::int32_t value) {
     const Storage& s = p.storages[ix(p.storage_of[ix(value)])];
     if (s.kind != StorageKind::variable || p.staged.contains(value)) return;

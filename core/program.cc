@@ -28,6 +28,15 @@ std::int64_t first_non_finite(const Tensor& t) {
   return -1;
 }
 
+// The floating-point modes of the backend, for as long as this lives.
+struct Running {
+  explicit Running(Backend& b) : backend(b) { backend.enter(); }
+  ~Running() { backend.leave(); }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+  Backend& backend;
+};
+
 std::string range_of(const Tensor& t) {
   if (t.elements() == 0) return "empty";
   double lo = INFINITY, hi = -INFINITY;
@@ -61,7 +70,7 @@ std::int32_t Program::Impl::resolve(Value value) const {
   return v;
 }
 
-void Program::Impl::run_steps() {
+void Program::Impl::prepare() {
   for (const Feed& f : feeds)
     if (!f.fed) fail(ErrorKind::usage, "run: input '{}' ({}) was never fed", f.name, to_string(tape->type(f.value)));
   for (Upload& u : uploads)
@@ -69,11 +78,11 @@ void Program::Impl::run_steps() {
       backend->upload(u.dst, u.variable->value().data(), u.variable->type());
       u.version = u.variable->version();
     }
-  struct Running {
-    explicit Running(Backend& b) : backend(b) { backend.enter(); }
-    ~Running() { backend.leave(); }
-    Backend& backend;
-  } const running(*backend);
+  for (Variable* v : residents) v->resident(*backend);
+}
+
+void Program::Impl::enqueue_steps() {
+  const Running running(*backend);
   if (!options.profile) {
     for (StepEntry& s : steps) s.step->run();
   } else {
@@ -83,12 +92,20 @@ void Program::Impl::run_steps() {
       s.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
   }
+}
+
+void Program::Impl::run_steps() {
+  prepare();
+  enqueue_steps();
   if (!guards.empty()) check_guards();
 }
 
 void Program::Impl::check_guards() const {
-  auto intact = [](const std::byte* p) {
-    return std::all_of(p, p + kGuardBytes, [](std::byte b) { return b == kGuardPattern; });
+  static_assert(kGuardBytes % sizeof(std::int32_t) == 0);
+  const auto intact = [&](const std::byte* p) {
+    std::byte copy[kGuardBytes];
+    backend->download(copy, p, {DType::i32, {static_cast<std::int64_t>(kGuardBytes / sizeof(std::int32_t))}});
+    return std::all_of(copy, copy + kGuardBytes, [](std::byte b) { return b == kGuardPattern; });
   };
   for (const Guard& g : guards)
     if (!intact(g.data - kGuardBytes) || !intact(g.data + g.bytes))
@@ -97,13 +114,52 @@ void Program::Impl::check_guards() const {
                               tape->describe(g.value)));
 }
 
-void Program::Impl::commit() {
-  for (const Stage& s : stages) std::memcpy(s.dst, s.src, storages[ix(storage_of[ix(s.value)])].bytes);
+void* Program::Impl::home(Variable& variable) const {
+  if (backend->on_device()) return variable.resident(*backend);
+  return backend->host_memory(variable.type().dtype) ? variable.data() : nullptr;
+}
+
+void Program::Impl::enqueue_commits() {
+  for (const Stage& s : stages) backend->copy(s.dst, s.src, storages[ix(storage_of[ix(s.value)])].bytes);
   for (const Commit& c : commits) {
-    if (const void* from = readable(c.value); from != c.variable->data())  // else it was written there at once
+    const void* from = readable(c.value);
+    if (from == c.home) continue;  // it was written there at once
+    if (c.home != nullptr)
+      backend->commit(c.home, from, c.variable->type().bytes());
+    else
       backend->download(c.variable->data(), from, c.variable->type());
-    c.variable->touch();
   }
+}
+
+void Program::Impl::committed() {
+  for (const Commit& c : commits)
+    if (backend->on_device())
+      c.variable->touch_resident(*backend);
+    else
+      c.variable->touch();
+}
+
+void Program::Impl::run_and_commit() {
+  prepare();
+  const auto enqueue = [this] {
+    enqueue_steps();
+    enqueue_commits();
+  };
+  constexpr std::uint64_t kPlainRuns = 2;  // what is made at the first use of a step exists by then
+  if (replay == nullptr && options.capture && runs == kPlainRuns && guards.empty() && !options.profile) {
+    Backend::Captured captured = backend->capture(enqueue);
+    replay = std::move(captured.replay);
+    capture_note = std::move(captured.note);
+  }
+  if (replay != nullptr) {
+    const Running running(*backend);
+    replay->run();
+  } else {
+    enqueue_steps();
+    if (!guards.empty()) check_guards();
+    enqueue_commits();
+  }
+  committed();
 }
 
 // Looks at everything that is about to leave the step; where something is not finite, finds out where it began.
@@ -198,9 +254,14 @@ void Program::feed(std::string_view name, const Tensor& value) {
 
 void Program::run() {
   Impl& p = *impl_;
-  p.run_steps();
-  if (p.options.check_finite) p.check_finite();
-  p.commit();
+  if (p.options.check_finite) {
+    p.run_steps();
+    p.check_finite();
+    p.enqueue_commits();
+    p.committed();
+  } else {
+    p.run_and_commit();
+  }
   ++p.runs;
 }
 
@@ -249,8 +310,8 @@ ProgramStats Program::stats() const { return impl_->stats; }
 void Program::fill_arena(std::byte pattern) {
   Impl& p = *impl_;
   if (!p.guards.empty()) return;  // the pattern between buffers must stay
-  std::memset(p.arena.data(), static_cast<int>(pattern), p.arena.bytes());
-  std::memset(p.scratch.data(), static_cast<int>(pattern), p.scratch.bytes());
+  p.backend->fill(p.arena.data(), pattern, p.arena.bytes());
+  p.backend->fill(p.scratch.data(), pattern, p.scratch.bytes());
 }
 
 std::vector<std::pair<std::string, double>> Program::profile() const {
@@ -284,6 +345,7 @@ std::string Program::explain() const {
       mb(s.sum_bytes));
   text += fmt::format("        kept between runs {:.2f} MB, scratch {:.2f} MB, inputs {:.2f} MB\n",
                       mb(s.persistent_bytes), mb(s.scratch_bytes), mb(s.feed_bytes));
+  if (!p.capture_note.empty()) text += p.capture_note + "\n";
   std::map<std::string, std::size_t> counts;
   for (const StepEntry& e : p.steps) ++counts[e.kind];
   if (p.options.profile && p.runs > 0) {

@@ -73,11 +73,12 @@ struct Program::Impl {
   std::vector<Feed> feeds;
   std::map<std::string, TensorType> unused_inputs;   // declared on the user's tape, needed by nothing
   struct Upload { Variable* variable; void* dst; std::uint64_t version = 0; };
-  std::vector<Upload> uploads;                 // variables that need their own buffer on this backend
+  std::vector<Upload> uploads;                 // variables that need a buffer of this program (another storage type)
+  std::vector<Variable*> residents;            // variables whose buffer on the device must be up to date before a run
   struct Stage { const void* src; void* dst; std::int32_t value; };
   std::vector<Stage> stages;                   // values that a commit would overwrite, copied before it
   std::unordered_map<std::int32_t, void*> staged;
-  struct Commit { Variable* variable; std::int32_t value; };
+  struct Commit { Variable* variable; std::int32_t value; void* home; };
   std::vector<Commit> commits;
   struct Guard { std::byte* data; std::size_t bytes; std::int32_t value; };
   std::vector<Guard> guards;
@@ -94,8 +95,17 @@ struct Program::Impl {
   void* data(std::int32_t value) const { return storages[static_cast<std::size_t>(storage_of[static_cast<std::size_t>(value)])].data; }
   const void* readable(std::int32_t value) const;   // the staged copy where there is one
   std::int32_t resolve(Value value) const;          // user's Value -> value here; Error{usage}
+  // Capture: after two plain runs steps and commits become one replay, or `capture_note` says why not.
+  std::unique_ptr<Step> replay;
+  std::string capture_note;
+
+  void* home(Variable& variable) const;             // where a new value of the variable is written, null where it is downloaded
+  void prepare();                                   // inputs are there, state is up to date
+  void enqueue_steps();
+  void enqueue_commits();
   void run_steps();
-  void commit();
+  void run_and_commit();
+  void committed();
   void check_guards() const;
   void check_finite();
 };

@@ -109,12 +109,4 @@ Tensor Tensor::reshaped(Shape shape) const {
   return t;
 }
 
-void Variable::set(const Tensor& value) {
-  if (value.type() != type())
-    fail(value.dtype() != type().dtype ? ErrorKind::dtype : ErrorKind::shape,
-         "variable '{}' is {}, the value given is {}", name_, to_string(type()), to_string(value.type()));
-  std::memcpy(value_.data(), value.data(), value.bytes());
-  touch();
-}
-
 }  // namespace sg

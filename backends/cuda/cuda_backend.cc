@@ -104,11 +104,58 @@ class CudaBackend final : public Backend {
     if (type.bytes() > 0) device_.download(dst, src, type.bytes());
   }
   bool host_memory(DType) const override { return false; }
+  bool on_device() const override { return true; }
+  void fill(void* p, std::byte value, std::size_t bytes) override {
+    if (bytes > 0) device_.fill(p, value, bytes);
+  }
+  void copy(void* dst, const void* src, std::size_t bytes) override {
+    if (bytes > 0) device_.copy(dst, src, bytes);
+  }
+  void commit(void* dst, const void* src, std::size_t bytes) override {
+    if (!checks_.any())
+      copy(dst, src, bytes);
+    else if (bytes > 0)
+      commit_({{static_cast<unsigned>(std::clamp<std::size_t>(bytes / 4096, 1, 1024))}, {256}}, checks_.flags(),
+              static_cast<const char*>(src), static_cast<char*>(dst), bytes);
+  }
+  Captured capture(const std::function<void()>& enqueue) override;
 
  private:
   Device device_;
   RuntimeChecks checks_;
+  const Kernel<const unsigned long long*, const char*, char*, std::size_t> commit_{device_, "shape", "copy_unless"};
 };
+
+namespace {
+
+// A captured step. The graph holds addresses of the program's and the variables' buffers, which outlive it.
+class Replay final : public Step {
+ public:
+  Replay(Device& device, CUgraphExec graph) : device_(device), graph_(graph) {}
+  ~Replay() override { device_.destroy(graph_); }
+  Replay(const Replay&) = delete;
+  Replay& operator=(const Replay&) = delete;
+  void run() override { device_.replay(graph_); }
+
+ private:
+  Device& device_;
+  CUgraphExec graph_;
+};
+
+}  // namespace
+
+Backend::Captured CudaBackend::capture(const std::function<void()>& enqueue) {
+  std::size_t nodes = 0;
+  try {
+    device_.begin_capture();
+    enqueue();
+    auto replay = std::make_unique<Replay>(device_, device_.end_capture(&nodes));
+    return {std::move(replay), fmt::format("a step is replayed as one graph of {} nodes", nodes)};
+  } catch (const Error& e) {
+    device_.abandon_capture();
+    return {nullptr, "the step is not replayed as one graph: " + e.message()};
+  }
+}
 
 std::unique_ptr<Backend> make_cuda_backend(const Tables& tables) { return std::make_unique<CudaBackend>(tables); }
 

@@ -225,10 +225,11 @@ void Device::release(void* p) noexcept {
   impl_->sizes.erase(found);
 }
 
-void Device::zero(void* p, std::size_t bytes) {
+void Device::fill(void* p, std::byte value, std::size_t bytes) {
   if (bytes == 0) return;
   impl_->make_current(*this);
-  check(driver().cuMemsetD8Async_(address(p), 0, bytes, stream_), "cuMemsetD8Async");
+  check(driver().cuMemsetD8Async_(address(p), std::to_integer<unsigned char>(value), bytes, stream_),
+        "cuMemsetD8Async");
 }
 
 void Device::copy(void* dst, const void* src, std::size_t bytes) {

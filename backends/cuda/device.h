@@ -67,7 +67,8 @@ class Device {
   // Device memory, 256-byte aligned. Out of memory: Error{backend} with what was asked for and what is free.
   void* allocate(std::size_t bytes);
   void release(void* p) noexcept;
-  void zero(void* p, std::size_t bytes);                     // enqueued
+  void fill(void* p, std::byte value, std::size_t bytes);    // enqueued
+  void zero(void* p, std::size_t bytes) { fill(p, std::byte{0}, bytes); }
   void copy(void* dst, const void* src, std::size_t bytes);  // device to device, enqueued
   void upload(void* dst, const void* src, std::size_t bytes);    // through pinned staging; src may be reused at return; no synchronisation unless the ring is full
   void download(void* dst, const void* src, std::size_t bytes);  // waits for the stream

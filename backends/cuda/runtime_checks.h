@@ -28,6 +28,8 @@ class RuntimeChecks {
   std::shared_ptr<const Slot> slot(std::string_view op, std::int64_t bound, Loc loc);
   unsigned long long* flags() const { return flags_; }  // on the device
 
+  bool any() const { return !entries_.empty(); }          // whether some living program has such a step
+
   void steps_ran() { pending_ = true; }
   // Error{attribute} naming op, index, position, bound and the user's line, where a step saw such an index since the
   // last call. Waits for the device where steps ran since then and any of them has a slot.

@@ -91,4 +91,14 @@ SG_ELEMENT_KERNELS(u16, 2)
 SG_ELEMENT_KERNELS(u32, 4)
 SG_ELEMENT_KERNELS(u64, 8)
 
+// A variable's new value goes to its place, unless a step before found an error (*failed): both are aligned to words.
+extern "C" __global__ void __launch_bounds__(256) copy_unless(const u64* failed, const char* src, char* dst, u64 bytes) {
+  if (*failed != 0) return;
+  const u64 words = bytes / sizeof(u32);
+  for (u64 i = thread_index(); i < words; i += thread_count())
+    reinterpret_cast<u32*>(dst)[i] = reinterpret_cast<const u32*>(src)[i];
+  const u64 tail = words * sizeof(u32) + thread_index();
+  if (tail < bytes) dst[tail] = src[tail];
+}
+
 }  // namespace sg::cuda
