@@ -277,8 +277,10 @@ void place_storage(Program::Impl& p, bool plan) {
     if (s.kind == StorageKind::variable) {
       Variable& variable = *p.tape->variable_of(instr);
       s.data = p.home(variable);
-      if (b.on_device()) p.residents.push_back(&variable);
-      if (s.data != nullptr) continue;
+      if (s.data != nullptr) {
+        p.in_place.push_back(&variable);
+        continue;
+      }
     }
     s.data = p.buffers.emplace_back(b, s.bytes).data();
     if (s.kind == StorageKind::feed) {

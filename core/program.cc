@@ -78,7 +78,11 @@ void Program::Impl::prepare() {
       backend->upload(u.dst, u.variable->value().data(), u.variable->type());
       u.version = u.variable->version();
     }
-  for (Variable* v : residents) v->resident(*backend);
+  for (Variable* v : in_place)  // another backend may hold the newest value
+    if (backend->on_device())
+      v->resident(*backend);
+    else
+      v->data();
 }
 
 void Program::Impl::enqueue_steps() {

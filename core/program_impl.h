@@ -74,7 +74,7 @@ struct Program::Impl {
   std::map<std::string, TensorType> unused_inputs;   // declared on the user's tape, needed by nothing
   struct Upload { Variable* variable; void* dst; std::uint64_t version = 0; };
   std::vector<Upload> uploads;                 // variables that need a buffer of this program (another storage type)
-  std::vector<Variable*> residents;            // variables whose buffer on the device must be up to date before a run
+  std::vector<Variable*> in_place;             // variables read where they live, which must be up to date before a run
   struct Stage { const void* src; void* dst; std::int32_t value; };
   std::vector<Stage> stages;                   // values that a commit would overwrite, copied before it
   std::unordered_map<std::int32_t, void*> staged;
