@@ -150,7 +150,7 @@ void Program::Impl::run_and_commit() {
     enqueue_commits();
   };
   constexpr std::uint64_t kPlainRuns = 2;  // what is made at the first use of a step exists by then
-  if (replay == nullptr && options.capture && runs == kPlainRuns && guards.empty() && !options.profile) {
+  if (backend->on_device() && options.capture && runs == kPlainRuns && guards.empty() && !options.profile) {
     Backend::Captured captured = backend->capture(enqueue);
     replay = std::move(captured.replay);
     capture_note = std::move(captured.note);

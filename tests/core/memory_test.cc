@@ -194,7 +194,9 @@ class Overrunning : public Backend {
   void* allocate(std::size_t bytes) override { return reference_backend().allocate(bytes); }
   void release(void* p) override { reference_backend().release(p); }
   void upload(void*, const std::byte*, TensorType) override {}
-  void download(std::byte*, const void*, TensorType) override {}
+  void download(std::byte* dst, const void* src, TensorType type) override {
+    reference_backend().download(dst, src, type);
+  }
   bool before = false;
 };
 
