@@ -35,6 +35,7 @@ struct Device::Impl {
   std::unordered_map<CUfunction, std::string> names;
   std::unordered_map<void*, std::size_t> sizes;
   StagingRing staging;
+  cublasLtHandle_t blas = nullptr;
   bool capturing = false;
 
   // The context belongs to a thread, and a program may run on another one than it was compiled on.
@@ -90,6 +91,7 @@ Device::~Device() {
   d.cuCtxSetCurrent_(impl_->context);
   if (impl_->capturing) abandon_capture();
   d.cuStreamSynchronize_(stream_);
+  if (impl_->blas != nullptr) tables_.blas.cublasLtDestroy_(impl_->blas);
   for (const auto& [file, module] : impl_->embedded) d.cuModuleUnload_(module);
   for (const CUmodule module : impl_->loaded) d.cuModuleUnload_(module);
   for (const auto& [p, bytes] : impl_->sizes) d.cuMemFree_(address(p));
@@ -168,6 +170,21 @@ int Device::blocks_per_multiprocessor(CUfunction f, int threads, unsigned shared
   check(driver().cuOccupancyMaxActiveBlocksPerMultiprocessor_(&blocks, f, threads, shared),
         "cuOccupancyMaxActiveBlocksPerMultiprocessor");
   return blocks;
+}
+
+cublasLtHandle_t Device::blas() {
+  if (!tables_.no_blas.empty())
+    fail(ErrorKind::backend,
+         "cuda: matrix products need cuBLASLt ({}); install the CUDA toolkit's libcublas, or use --backend cpu",
+         tables_.no_blas);
+  impl_->make_current(*this);
+  if (impl_->blas == nullptr) {
+    const cublasStatus_t r = tables_.blas.cublasLtCreate_(&impl_->blas);
+    if (r != CUBLAS_STATUS_SUCCESS)
+      fail(ErrorKind::backend, "cuda: cublasLtCreate failed on {}: {}", name_,
+           tables_.blas.cublasLtGetStatusString_(r));
+  }
+  return impl_->blas;
 }
 
 void Device::launch(CUfunction f, const Launch& how, void** parameters) {

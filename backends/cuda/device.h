@@ -60,6 +60,10 @@ class Device {
   void allow_shared(CUfunction f, unsigned bytes);          // opt in to more than 48 KiB of dynamic shared memory
   int blocks_per_multiprocessor(CUfunction f, int threads, unsigned shared) const;
 
+  // cuBLASLt's handle, made at the first call; the calling thread may then use it with stream(). Error{backend} saying
+  // what is missing where the library is absent.
+  cublasLtHandle_t blas();
+
   // Enqueues. The number and sizes of the parameters are checked against the kernel once, at Kernel's construction.
   void launch(CUfunction f, const Launch& how, void** parameters);
   void check_parameters(CUfunction f, const std::string& name, const std::size_t* sizes, std::size_t count) const;
