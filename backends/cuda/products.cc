@@ -151,9 +151,9 @@ void Gemm::run(const void* a, const void* b, void* c, void* workspace) const {
   const void* const alpha = wide ? static_cast<const void*>(&one64) : &one;
   const void* const none = wide ? static_cast<const void*>(&zero64) : &zero;
   check(device,
-        device.tables().blas.cublasLtMatmul_(device.blas(), plan_->desc, &one, b, plan_->first, a, plan_->second, &beta,
-                                             c, plan_->result, c, plan_->result, &plan_->choice.algo, workspace,
-                                             workspace_bytes(), device.stream()),
+        device.tables().blas.cublasLtMatmul_(device.blas(), plan_->desc, alpha, b, plan_->first, a, plan_->second,
+                                             p.accumulate ? alpha : none, c, plan_->result, c, plan_->result,
+                                             &plan_->choice.algo, workspace, workspace_bytes(), device.stream()),
         ("cublasLtMatmul of " + plan_->text).c_str());
 }
 
