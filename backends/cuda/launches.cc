@@ -38,6 +38,11 @@ void Launches::describe(CUfunction f, const std::string& name, const Launch& how
                   device_.facts(f, name).registers, device_.blocks_per_multiprocessor(f, threads, how.shared), threads);
 }
 
+void Launches::call(std::function<void()> enqueue, const std::string& detail) {
+  detail_ += (detail_.empty() ? "" : "; ") + detail;
+  parts_.push_back(std::move(enqueue));
+}
+
 IndexGuard guard_indices(Device& device, LowerCtx& ctx, Launches& step, Index bound) {
   RuntimeChecks& checks = RuntimeChecks::of(device);
   auto slot = checks.slot(op_def(ctx.instr().op).name, bound, ctx.instr().loc);

@@ -81,6 +81,8 @@ class Launches final : public Step {
     if (bytes == 0) return;
     parts_.push_back([this, pointer, bytes] { device_.zero(resolve(pointer), bytes); });
   }
+  // What enqueues something else: a product.
+  void call(std::function<void()> enqueue, const std::string& detail);
   // Kept as long as the step (the slot of an index check).
   void keep(std::shared_ptr<const void> owned) { kept_.push_back(std::move(owned)); }
 

@@ -222,6 +222,14 @@ std::uint64_t extent(const Layout& l) {
          (lines - 1) * static_cast<std::uint64_t>(l.ld) + length;
 }
 
+// Whether matrices of a batch share elements: they lie one after the other, or their lines take turns.
+bool overlap(const Layout& l) {
+  const std::uint64_t stride = static_cast<std::uint64_t>(l.stride), count = static_cast<std::uint64_t>(l.batch);
+  const std::uint64_t length = l.order == CUBLASLT_ORDER_COL ? l.rows : l.cols;
+  if (count == 1 || stride >= extent({l.type, l.rows, l.cols, l.ld, l.order})) return false;
+  return stride < length || static_cast<std::uint64_t>(l.ld) < (count - 1) * stride + length;
+}
+
 struct Problem {
   Desc desc;
   std::array<Layout, 4> layouts;  // A, B, C, D
@@ -287,7 +295,7 @@ cublasStatus_t check(const char* function, Problem& p, const std::array<const vo
     return refuse(CUBLAS_STATUS_INVALID_VALUE, "{}: an empty product, {} x {} x {}", function, p.m, p.n, p.k);
   if (c.order != d.order || c.ld != d.ld || c.stride != d.stride)
     return refuse(CUBLAS_STATUS_INVALID_VALUE, "{}: C and D are laid out differently", function);
-  if (d.batch > 1 && static_cast<std::uint64_t>(d.stride) < extent({d.type, d.rows, d.cols, d.ld, d.order}))
+  if (overlap(d))
     return refuse(CUBLAS_STATUS_INVALID_VALUE, "{}: the products of a batch overlap", function);
   if (p.desc.pointer_mode != CUBLASLT_POINTER_MODE_HOST)
     return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "{}: alpha and beta on the device are not emulated", function);

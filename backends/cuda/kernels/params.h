@@ -69,4 +69,11 @@ struct Pooling {
   double scale = 1;
 };
 
+// x (N,H,W,groups C) <-> columns (N,HO,WO,groups,KH,KW,C), C being the channels of one group.
+struct Columns {
+  unsigned n = 0;  // elements of what is written
+  Divisor channels, groups, kernel_w, kernel_h, out_w, out_h, width, height;
+  int stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1, top = 0, left = 0;
+};
+
 }  // namespace sg::cuda
