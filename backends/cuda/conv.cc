@@ -105,17 +105,12 @@ class Plan {
     return made;
   }
   // All parts and products are known.
-  void reserve() {
-    if (parts_ + workspace_ > 0) scratch_ = Scratch(ctx_, parts_ + workspace_);
-  }
+  void reserve() { scratch_ = Scratch(ctx_, std::max<std::size_t>(parts_ + workspace_, 1)); }
   Scratch::Pointer<void> at(std::size_t part) const { return scratch_.at<void>(part); }
   template <class A, class B, class C>
   void run(const Gemm& product, A a, B b, C c) {
-    step_->call(
-        [=, w = at(parts_), scratch = parts_ + workspace_ > 0] {
-          product.run(resolve(a), resolve(b), resolve(c), scratch ? resolve(w) : nullptr);
-        },
-        product.detail());
+    step_->call([=, workspace = at(parts_)] { product.run(resolve(a), resolve(b), resolve(c), resolve(workspace)); },
+                product.detail());
   }
   Launches& step() { return *step_; }
   StepPtr finish() { return std::move(step_); }

@@ -63,9 +63,12 @@ struct Gemm::Plan {
     const BlasApi& blas = d.tables().blas;
     const cublasLtHandle_t handle = d.blas();
     const bool reduced = p.in == DType::f32 && tf32();
+    const cublasComputeType_t sums = p.in == DType::f64 ? CUBLAS_COMPUTE_64F
+                                     : reduced          ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                        : CUBLAS_COMPUTE_32F;
     check(d,
-          blas.cublasLtMatmulDescCreate_(desc.made(blas.cublasLtMatmulDescDestroy_),
-                                         reduced ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F),
+          blas.cublasLtMatmulDescCreate_(desc.made(blas.cublasLtMatmulDescDestroy_), sums,
+                                         p.in == DType::f64 ? CUDA_R_64F : CUDA_R_32F),
           "cublasLtMatmulDescCreate");
     transpose(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_b);
     transpose(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_a);
