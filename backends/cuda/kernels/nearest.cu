@@ -3,6 +3,9 @@
 // A block multiplies tiles of 128 rows and 64 codes, 16 elements of depth at a time through shared memory, each thread
 // 8 rows by 4 codes, while the next elements are on their way into registers. The codes are cut into `parts`, so that
 // few rows keep a GPU busy too; join_nearest takes the best of a row's parts. Neither tiles nor parts change a cost.
+//
+// Where `rows` is not null, *row_count rows are searched for, whose places it holds: those that nearest_tensor.cu
+// leaves.
 #include "nearest.cuh"
 
 namespace sg::cuda {
@@ -40,13 +43,15 @@ __device__ void prepare(const In* codes, T* start, T* prepared, u32 k, u32 d, bo
 }
 
 template <class In, class T>
-__device__ void search(const In* z, const T* codes, const T* start, int* out, T* costs, u32* found, u32 n, u32 k, u32 d,
-                       u32 parts) {
+__device__ void search(const In* z, const T* codes, const T* start, const u32* rows, const u32* row_count, int* out,
+                       T* costs, u32* found, u32 most_rows, u32 k, u32 d, u32 parts) {
   __shared__ alignas(16) T row_tile[kDepth][kRows + 4];
   __shared__ alignas(16) T code_tile[kDepth][kCodes + 4];
   const u32 column = threadIdx.x % kLanes, line = threadIdx.x / kLanes;
   const u32 depth_at = threadIdx.x % kDepth, item_at = threadIdx.x / kDepth;  // what this thread loads
   constexpr u32 kStep = kThreads / kDepth;
+  const u32 n = rows == nullptr ? most_rows : *row_count;
+  const auto place = [&](u32 row) { return rows == nullptr ? row : rows[row]; };
   const u32 code_tiles = (k + kCodes - 1) / kCodes, items = (n + kRows - 1) / kRows * parts;
 
   for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
@@ -59,7 +64,7 @@ __device__ void search(const In* z, const T* codes, const T* start, int* out, T*
 #pragma unroll
       for (u32 i = 0; i < kRowLoads; ++i) {
         const u32 row = row0 + item_at + i * kStep;
-        next_rows[i] = row < n && j < d ? number(z[i64(row) * d + j]) : T(0);
+        next_rows[i] = row < n && j < d ? number(z[i64(place(row)) * d + j]) : T(0);
       }
 #pragma unroll
       for (u32 i = 0; i < kCodeLoads; ++i) {
@@ -117,43 +122,47 @@ __device__ void search(const In* z, const T* codes, const T* start, int* out, T*
       const u32 row = row0 + line * kTall + a;
       if (column != 0 || row >= n) continue;
       if (parts == 1) {
-        out[row] = int(best[a].code);
+        out[place(row)] = int(best[a].code);
       } else {
-        costs[i64(part) * n + row] = best[a].cost;
-        found[i64(part) * n + row] = best[a].code;
+        costs[i64(part) * most_rows + row] = best[a].cost;
+        found[i64(part) * most_rows + row] = best[a].code;
       }
     }
   }
 }
 
 template <class T>
-__device__ void join(const T* costs, const u32* found, int* out, u32 n, u32 parts) {
+__device__ void join(const T* costs, const u32* found, const u32* rows, const u32* row_count, int* out, u32 most_rows,
+                     u32 parts) {
+  const u32 n = rows == nullptr ? most_rows : *row_count;
   for (u32 row = thread_index(); row < n; row += thread_count()) {
     Nearest<T> best;
-    for (u32 part = 0; part < parts; ++part) best.take(costs[i64(part) * n + row], found[i64(part) * n + row]);
-    out[row] = int(best.code);
+    for (u32 part = 0; part < parts; ++part)
+      best.take(costs[i64(part) * most_rows + row], found[i64(part) * most_rows + row]);
+    out[rows == nullptr ? row : rows[row]] = int(best.code);
   }
 }
 
 }  // namespace
 
-#define SG_NEAREST(In, in, T)                                                                                        \
-  extern "C" __global__ void __launch_bounds__(256)                                                                  \
-      prepare_codes_##in(const In* codes, T* start, T* prepared, u32 k, u32 d, u32 cosine) {                         \
-    prepare(codes, start, prepared, k, d, cosine != 0);                                                              \
-  }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(256) nearest_##in(                                                    \
-      const In* z, const T* codes, const T* start, int* out, T* costs, u32* found, u32 n, u32 k, u32 d, u32 parts) { \
-    search(z, codes, start, out, costs, found, n, k, d, parts);                                                      \
+#define SG_NEAREST(In, in, T)                                                                                    \
+  extern "C" __global__ void __launch_bounds__(256)                                                              \
+      prepare_codes_##in(const In* codes, T* start, T* prepared, u32 k, u32 d, u32 cosine) {                     \
+    prepare(codes, start, prepared, k, d, cosine != 0);                                                          \
+  }                                                                                                              \
+  extern "C" __global__ void __launch_bounds__(256)                                                              \
+      nearest_##in(const In* z, const T* codes, const T* start, const u32* rows, const u32* row_count, int* out, \
+                   T* costs, u32* found, u32 n, u32 k, u32 d, u32 parts) {                                       \
+    search(z, codes, start, rows, row_count, out, costs, found, n, k, d, parts);                                 \
   }
 SG_NEAREST(float, f32, float)
 SG_NEAREST(double, f64, double)
 SG_NEAREST(u16, bf16, float)
 
-#define SG_JOIN(T, name)                                                                  \
-  extern "C" __global__ void __launch_bounds__(256)                                       \
-      join_nearest_##name(const T* costs, const u32* found, int* out, u32 n, u32 parts) { \
-    join(costs, found, out, n, parts);                                                    \
+#define SG_JOIN(T, name)                                                                                     \
+  extern "C" __global__ void __launch_bounds__(256) join_nearest_##name(                                     \
+      const T* costs, const u32* found, const u32* rows, const u32* row_count, int* out, u32 n, u32 parts) { \
+    join(costs, found, rows, row_count, out, n, parts);                                                      \
   }
 SG_JOIN(float, f32)
 SG_JOIN(double, f64)
