@@ -237,6 +237,10 @@ TEST(PtxReports, RacesInSharedMemory) {
   expect_clean(start + "bar.sync 0; " + read + "bar.sync 0; " + write, {5});
   expect_fault(".shared .align 4 .b8 x[4]; st.shared.u32 [x], %r3;", ptx::Fault::race, "write-after-write", {}, {64},
                races);
+  // Nor does a thread race that reads and writes one half of a word beside another that has the other half.
+  expect_clean(
+      ".shared .align 4 .b8 x[256]; shl.b32 %r4, %r3, 1; mov.u32 %r5, x; add.u32 %r4, %r4, %r5; st.shared.u16 "
+      "[%r4], 1; ld.shared.u16 %h0, [%r4]; st.shared.u16 [%r4], %h0;");
   // Neighbours that write different bytes of a word are no race.
   expect_clean(".shared .b8 x[64]; mov.u32 %r4, x; add.u32 %r4, %r4, %r3; st.shared.u8 [%r4], 1;");
   // Atomics do not race with each other, but with what is none.

@@ -21,19 +21,19 @@ void Checks::start_block(u32 serial, std::size_t shared_bytes) {
   ++epoch_;
   fenced_ = false;
   acquired_.clear();
-  shared_.resize(shared_bytes / 4 + 4);  // cells of earlier blocks are told by their serial
+  shared_.resize(shared_bytes / kCellBytes + 4);  // cells of earlier blocks are told by their serial
   shared_written_.assign(shared_bytes, 0);
 }
 
 Cell* Checks::page(u64 p) {
-  const u64 number = p / 4 / kPageWords;
+  const u64 number = p / kCellBytes / kPageCells;
   if (number != last_page_) {
     auto& cells = pages_[number];
-    if (!cells) cells = std::make_unique<Cell[]>(kPageWords);
+    if (!cells) cells = std::make_unique<Cell[]>(kPageCells);
     last_page_ = number;
     last_cells_ = cells.get();
   }
-  return last_cells_ + p / 4 % kPageWords;
+  return last_cells_ + p / kCellBytes % kPageCells;
 }
 
 // An atomic after a fence tells what the block wrote, and learns what those before it told.
@@ -122,10 +122,10 @@ void Checks::access(const Warp& warp, const Instruction& in, int lane, u64 p, un
   me.clock = warp.order.clock;
   me.warp = static_cast<u16>(warp.id);
   me.lane = static_cast<u8>(lane);
-  for (u64 word = p & ~u64{3}; word < p + size; word += 4) {
-    const u64 from = std::max(word, p) - word, to = std::min(word + 4, p + size) - word;
+  for (u64 cell = p / kCellBytes * kCellBytes; cell < p + size; cell += kCellBytes) {
+    const u64 from = std::max(cell, p) - cell, to = std::min(cell + kCellBytes, p + size) - cell;
     const u8 bytes = static_cast<u8>((1u << to) - (1u << from));
-    touch(shared ? shared_[word / 4] : *page(word), warp, in, me, bytes, how, word, shared);
+    touch(shared ? shared_[cell / kCellBytes] : *page(cell), warp, in, me, bytes, how, cell, shared);
   }
 }
 

@@ -1,4 +1,5 @@
-// Race and initialisation checks: for each word of shared and global memory who wrote and who read it last.
+// Race and initialisation checks: for each cell of shared and global memory who wrote and who read it last. A cell has two
+// bytes: threads that work on neighbouring bf16 numbers share no cell.
 // Two accesses of different threads, one of them a write and not both atomic, are a race unless something orders them:
 // a barrier of the block, a bar.warp.sync that both lanes joined, or, between blocks, an atomic after a fence.
 #pragma once
@@ -28,7 +29,7 @@ struct Who {
   std::uint8_t lane = 0;
 };
 
-struct Cell {                                    // of a word of 4 bytes
+struct Cell {                                    // of kCellBytes
   Who writer, reader;                            // the last ones
   std::uint32_t reader_lanes = 0;                // of reader's warp that are not ordered before the last
   std::uint8_t written = 0, read = 0;            // bytes
@@ -55,7 +56,7 @@ class Checks {
   void synchronise(std::uint64_t p);
   Cell* page(std::uint64_t p);
 
-  static constexpr std::uint64_t kPageWords = 1024;
+  static constexpr std::uint64_t kCellBytes = 2, kPageCells = 2048;
   std::uint32_t serial_ = 0, epoch_ = 1;
   bool fenced_ = false;
   std::vector<Cell> shared_;
