@@ -30,6 +30,14 @@ const std::string& no_cuda() {
 Backend& cuda_backend() { throw Error(ErrorKind::backend, no_cuda()); }
 #endif
 
+void set_tf32(bool on) {
+#ifdef SG_CUDA
+  cuda::set_tf32(on);
+#else
+  if (on) throw Error(ErrorKind::backend, no_cuda());
+#endif
+}
+
 struct Entry {
   std::string_view name;
   Backend& (*get)();
@@ -39,6 +47,8 @@ constexpr std::array kBackends{Entry{"cpu", cpu_backend, present}, Entry{"cuda",
                                Entry{"reference", reference_backend, present}};
 
 }  // namespace
+
+void set_cuda_options(const CudaOptions& options) { set_tf32(options.tf32); }
 
 std::vector<std::string_view> backend_names() {
   std::vector<std::string_view> names;

@@ -21,6 +21,12 @@ struct CpuOptions {
 void set_cpu_options(const CpuOptions& options);  // Error{usage} naming what there is; nothing is changed then
 std::string tuning_file();                        // $XDG_CACHE_HOME/stopgrad/convolutions.json, or under ~/.cache; "" where neither is set
 
+// How the cuda backend computes what is compiled from now on. Without a word of it f32 means f32.
+struct CudaOptions {
+  bool tf32 = false;               // products of f32 take their operands as tf32: 10 bits of mantissa, sums in f32
+};
+void set_cuda_options(const CudaOptions& options);  // Error{backend} where tf32 is wanted and this build has no such backend
+
 Backend& reference_backend();
 Backend& cpu_backend();
 

@@ -87,6 +87,9 @@ class Backend {
   // and the host has a copy of it when it looks. The calls below this line may then return before their work is done, in
   // order with the steps; download() waits.
   virtual bool on_device() const { return false; }
+  virtual void wait() {}                                 // until everything is done that was enqueued; Errors of steps come out here
+  // Whether a stand-in on the host runs what is meant for a device: results count, times mean nothing.
+  virtual bool emulated() const { return false; }
   virtual void fill(void* p, std::byte value, std::size_t bytes);
   virtual void copy(void* dst, const void* src, std::size_t bytes);
   // The new value of a variable goes to its place. Does nothing where a step before it found an error that is not

@@ -1,5 +1,6 @@
 // Floors: the least time that a piece of work can take on this machine, from what it has to move and to multiply.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,19 +22,24 @@ class Floors {
   BenchGroup measure(const std::string& title, BenchWork& work);
 
  private:
+  Backend& backend_;
   BenchOptions options_;
   BenchWork product_;
 };
 
 // Variants "memory" and "product" after those that are there, for work of so many bytes and operations, and the
 // reference of the group is the longer. `product` outlives the group.
-void add_floor(BenchGroup& group, double read_bytes, double write_bytes, double flop, BenchWork& product);
+void add_floor(BenchGroup& group, Backend& backend, double read_bytes, double write_bytes, double flop,
+               BenchWork& product);
+
+// The pass over memory: on a device a copy there, which moves as many bytes in all.
+std::function<void()> memory_pass(Backend& backend, double read_bytes, double write_bytes);
 
 // A product of square matrices, large enough to run at the processor's rate.
 BenchWork large_product(Backend& backend);
 
-// What this machine gives, each measured: the product, multiplications and additions of registers, copy and triad of
-// arrays of so many bytes.
+// What the backend's machine gives, each measured: the product and a copy of arrays of so many bytes; where it is the
+// processor also multiplications and additions of registers, and the triad of such arrays.
 BenchGroup ceilings(Backend& backend, std::size_t bytes, const BenchOptions& options);
 
 }  // namespace sg::tools

@@ -16,12 +16,17 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_of(const std::function<void()>& run, double slice) {
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// A backend may take work faster than it does it, so the last wait belongs to the time, and a slice may last longer
+// than it was to.
+double seconds_of(const std::function<void()>& run, double slice, Backend& backend) {
   const auto start = Clock::now();
   for (double runs = 1;; ++runs) {
     run();
-    const double passed = std::chrono::duration<double>(Clock::now() - start).count();
-    if (passed >= slice) return passed / runs;
+    if (seconds_since(start) < slice) continue;
+    backend.wait();
+    return seconds_since(start) / runs;
   }
 }
 
@@ -69,15 +74,17 @@ Spread BenchGroup::ratio(const BenchVariant& v) const {
 }
 
 void measure(BenchGroup& group, const BenchOptions& options) {
+  Backend& on = backend(options.backend);
   for (const BenchVariant& v : group.variants) {
     v.run();
     v.run();
   }
+  on.wait();
   const std::size_t count = group.variants.size();
   for (std::size_t round = 0; round < static_cast<std::size_t>(options.rounds); ++round)
     for (std::size_t i = 0; i < count; ++i) {
       BenchVariant& v = group.variants[(round + i) % count];
-      v.seconds.push_back(seconds_of(v.run, options.slice));
+      v.seconds.push_back(seconds_of(v.run, options.slice, on));
     }
 }
 
@@ -113,14 +120,25 @@ nlohmann::ordered_json to_json(const BenchGroup& group) {
   return out;
 }
 
-void start_bench(const BenchOptions& options) {
+Backend& start_bench(const BenchOptions& options) {
   if (options.threads > 0) set_threads(static_cast<int>(options.threads));
+  Backend& on = backend(options.backend);
+  refuse_emulated(on);
+  return on;
+}
+
+void refuse_emulated(const Backend& backend) {
+  if (backend.emulated())
+    fail(ErrorKind::usage, "bench: {} is emulated, its times mean nothing; use a machine with the device",
+         backend.name());
 }
 
 void report(const BenchOptions& options, std::string_view command, const std::string& table,
             nlohmann::ordered_json figures) {
-  nlohmann::ordered_json out = {
-      {"command", command}, {"processor", processor()}, {"threads", threads()}, {"cpu", cpu_backend().describe()}};
+  nlohmann::ordered_json out = {{"command", command},
+                                {"processor", processor()},
+                                {"threads", threads()},
+                                {"backend", backend(options.backend).describe()}};
   out.update(figures);
   if (options.json == "-") {
     fmt::print("{}\n", out.dump(2));

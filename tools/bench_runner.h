@@ -8,13 +8,18 @@
 #include <string>
 #include <vector>
 
+namespace sg {
+class Backend;
+}
+
 namespace sg::tools {
 
 // What every bench command takes.
 struct BenchOptions {
   std::int64_t threads = 0, rounds = 9;
   double slice = 0.02;  // seconds: within a round a variant is repeated until they are over
-  std::string json;     // file for the figures; "-": standard output, and no table
+  std::string backend = "cpu";
+  std::string json;  // file for the figures; "-": standard output, and no table
 };
 
 struct Spread {
@@ -44,15 +49,16 @@ struct BenchGroup {
   Spread ratio(const BenchVariant& variant) const;
 };
 
-// Runs each variant twice to warm it up, then the rounds.
+// Runs each variant twice to warm it up, then the rounds. A time ends when the backend is done with what was enqueued.
 void measure(BenchGroup& group, const BenchOptions& options);
 
 // One line a variant, with rates where bytes or operations are known.
 std::string to_text(const BenchGroup& group);
 nlohmann::ordered_json to_json(const BenchGroup& group);
 
-// Sets the threads. Error{usage}.
-void start_bench(const BenchOptions& options);
+// Sets the threads; the backend. Error{usage} where it is emulated: its times mean nothing.
+Backend& start_bench(const BenchOptions& options);
+void refuse_emulated(const Backend& backend);
 // Writes what a command measured: the table to standard output unless JSON goes there. The figures get the name of the
 // command, the processor, the threads and the instruction set in front. Error{io}.
 void report(const BenchOptions& options, std::string_view command, const std::string& table,

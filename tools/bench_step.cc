@@ -6,6 +6,7 @@
 
 #include "core/row_program.h"
 #include "ops/op_ids.h"
+#include "tools/bench_runner.h"
 #include "tools/progress.h"
 #include "tools/session.h"
 #include "tools/task.h"
@@ -60,9 +61,17 @@ std::string types_of(const Tape& tape, const Instr& instr) {
 
 }  // namespace
 
+namespace {
+Backend& timed_backend(const TrainConfig& config) {
+  Backend& backend = start_backend(config);
+  refuse_emulated(backend);
+  return backend;
+}
+}  // namespace
+
 struct BenchStep::State {
   explicit State(const TrainConfig& config)
-      : backend(start_backend(config)),
+      : backend(timed_backend(config)),
         task(make_task({with_drawn_data(config), reads_images(config) ? &data : nullptr})),
         rate(Tensor::full({DType::f32, {}}, config.lr)) {}
 

@@ -51,7 +51,7 @@ struct TrainConfig {
   std::int64_t warmup = 0, batch = 128, steps = 2000, epochs = 0;
 
   std::string backend = "cpu", dtype = "f32";
-  bool emulate_bf16 = false;
+  bool emulate_bf16 = false, tf32 = false;
   std::int64_t threads = 0, seed = 1;
   std::string recompute = "none", isa = "auto", winograd = "auto", tune = "off";
   bool check_finite = false;

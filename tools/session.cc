@@ -38,7 +38,10 @@ bool parse_image_size(std::string_view text, ImageSize& out) {
 Backend& start_backend(const TrainConfig& config) {
   if (config.threads > 0) set_threads(static_cast<int>(config.threads));
   set_cpu_options({.isa = config.isa, .winograd = config.winograd, .tune = config.tune});
+  if (config.tf32 && config.backend != "cuda")
+    fail(ErrorKind::usage, "--tf32: backend {} has no tf32; use it with --backend cuda", config.backend);
   Backend& chosen = backend(config.backend);
+  if (config.backend == "cuda") set_cuda_options({.tf32 = config.tf32});
   if (config.dtype == "bf16" && config.backend == "cpu") {
     if (!cpu::has_bf16() && !config.emulate_bf16)
       fail(ErrorKind::backend,

@@ -105,6 +105,11 @@ class CudaBackend final : public Backend {
   }
   bool host_memory(DType) const override { return false; }
   bool on_device() const override { return true; }
+  void wait() override {
+    checks_.raise();
+    device_.synchronize();
+  }
+  bool emulated() const override { return device_.tables().emulated; }
   void fill(void* p, std::byte value, std::size_t bytes) override {
     if (bytes > 0) device_.fill(p, value, bytes);
   }

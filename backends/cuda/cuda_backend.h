@@ -23,6 +23,10 @@ void set_cuda_tables(const Tables& tables);
 // Why the process has no backend("cuda"): no driver, or no GPU that it can use. Empty where it has one.
 const std::string& no_cuda();
 
+// Precision of products that are compiled from now on: f32 means f32 unless this is on (`--tf32`).
+bool tf32();
+void set_tf32(bool on);
+
 // The device of a cuda backend, for its counters. Error{usage} for other backends.
 Device& device_of(Backend& backend);
 

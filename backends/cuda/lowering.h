@@ -27,8 +27,4 @@ bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int outpu
 // Everything else (kernels_*.cc): shape, reductions, indices, order, random numbers, pooling. Null where there is none.
 LowerFn plain_lowering(const Tape& tape, const Instr& instr);
 
-// Precision of products: f32 means f32 unless this is on (`--tf32`).
-bool tf32();
-void set_tf32(bool on);
-
 }  // namespace sg::cuda

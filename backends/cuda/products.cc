@@ -4,6 +4,7 @@
 #include <atomic>
 #include <limits>
 
+#include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/launches.h"
 
 namespace sg::cuda {

@@ -10,7 +10,7 @@
 #include "tests/conformance/conformance.h"
 #include "tests/support/flags.h"
 
-#ifdef SG_CUDA_BACKEND
+#ifdef SG_CUDA
 #include "backends/cuda/cuda_backend.h"
 #include "tests/cuda_emulator/emulated_driver.h"
 #endif
@@ -46,7 +46,7 @@ std::string join(const std::vector<std::string>& parts) {
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorKind::usage, message); }
 
 // Every fault and every refused call is a failure of the test that made it, whatever else the test looks at.
-#ifdef SG_CUDA_BACKEND
+#ifdef SG_CUDA
 class FailOnReport : public testing::EmptyTestEventListener {
   void OnTestEnd(const testing::TestInfo&) override {
     if (const std::string report = cuda::emulated_report(); !report.empty()) ADD_FAILURE() << report;
@@ -60,7 +60,7 @@ void choose_cuda(const std::string& value) {
   if (value != "emulated" && value != "checked" && value != "device")
     refuse("--cuda=" + value + ": it is emulated, checked or device");
   flags().cuda = value;
-#ifdef SG_CUDA_BACKEND
+#ifdef SG_CUDA
   if (value == "device") return;
   const bool checked = value == "checked";
   cuda::set_cuda_tables(
@@ -72,7 +72,7 @@ void choose_cuda(const std::string& value) {
 // Why nothing that was asked for can run; nothing where it can.
 std::string missing_cuda() {
   if (flags().cuda.empty()) return "";
-#ifdef SG_CUDA_BACKEND
+#ifdef SG_CUDA
   return cuda::no_cuda();
 #else
   return "this build was made without CUDA";

@@ -52,7 +52,7 @@ std::vector<const BenchCase*> chosen_cases(const std::vector<std::string>& only)
 }
 
 void bench_ops(const SizedBench& a) {
-  start_bench(a.options);
+  Backend& backend = start_bench(a.options);
   const std::vector<const BenchCase*> cases = chosen_cases(a.only);
   std::vector<std::vector<Int>> sizes;
   std::size_t largest = 0;
@@ -60,7 +60,6 @@ void bench_ops(const SizedBench& a) {
     sizes.push_back(parse_extents("--sizes", text, 2));
     largest = std::max(largest, static_cast<std::size_t>(sizes.back()[0] * sizes.back()[1]) * sizeof(float));
   }
-  Backend& backend = cpu_backend();
   const BenchGroup limits = ceilings(backend, largest, a.options);
   std::string table = to_text(limits);
   Json groups = Json::array();
@@ -91,7 +90,7 @@ void bench_ops(const SizedBench& a) {
 // ---- nearest code
 
 void bench_nearest(const SizedBench& a) {
-  start_bench(a.options);
+  Backend& backend = start_bench(a.options);
   std::string table;
   Json groups = Json::array();
   for (const std::string& text : a.sizes) {
@@ -102,7 +101,7 @@ void bench_nearest(const SizedBench& a) {
       auto w = std::make_shared<BenchWork>();
       const Value z = w->tape->input("z", rows);
       w->fetches = {record(z, w->tape->input("codes", table_type))};
-      make_program(*w, cpu_backend(), compile);
+      make_program(*w, backend, compile);
       return w;
     };
     BenchGroup group{.title = fmt::format("nearest code, N {} D {} K {}", n, d, k), .variants = {}};
@@ -148,7 +147,7 @@ double largest_difference(const Tensor& a, const Tensor& b) {
 }
 
 void bench_rotation(const SizedBench& a) {
-  start_bench(a.options);
+  Backend& backend = start_bench(a.options);
   std::string table;
   Json groups = Json::array();
   for (const std::string& text : a.sizes) {
@@ -160,7 +159,7 @@ void bench_rotation(const SizedBench& a) {
       const Value z = w->tape->input("z", type), q = w->tape->input("q", type), g = w->tape->input("g", type);
       const Value out = rotation_trick(z, q);
       w->fetches = {out, gradients(sum(out * g), std::vector<Value>{z})[0]};
-      make_program(*w, cpu_backend(), {.fuse = fuse, .exact_forward = false});
+      make_program(*w, backend, {.fuse = fuse, .exact_forward = false});
       // Three arrays that differ, which one seed does not give.
       Tensor values = drawn(type);
       for (const Value input : {q, g}) {
@@ -177,6 +176,7 @@ void bench_rotation(const SizedBench& a) {
     }();
     const double bytes = generated->bytes();
 
+    // A kernel written by hand for the processor; on a device only its results are of interest.
     Tensor z = drawn(type), q = z, g, out(type), gz(type);
     std::reverse(q.span<float>().begin(), q.span<float>().end());
     g = q;
@@ -186,14 +186,19 @@ void bench_rotation(const SizedBench& a) {
                     gz.span<float>().data(), size[0], size[1]);
     };
     BenchGroup group{.title = fmt::format("rotation trick, forward and backward, {} x {}", size[0], size[1]),
-                     .variants = {{.name = "by hand, " + lab::isa(), .run = by_hand, .bytes = bytes}}};
-    for (const auto& [name, w] :
-         {std::pair("generated", generated), std::pair("interpreted", interpreted), std::pair("op by op", by_op)})
-      group.variants.push_back({.name = name, .run = [w = w] { w->program->run(); }, .bytes = bytes});
-    lab::Stream stream(static_cast<std::size_t>(generated->read_bytes),
-                       static_cast<std::size_t>(generated->write_bytes));
-    group.variants.push_back({.name = "memory", .run = [&stream] { stream.run(); }, .bytes = bytes});
+                     .variants = {}};
+    const auto add = [&](std::string name, const std::shared_ptr<BenchWork>& w) {
+      group.variants.push_back({.name = std::move(name), .run = [w] { w->program->run(); }, .bytes = bytes});
+    };
+    if (!backend.on_device())
+      group.variants.push_back({.name = "by hand, " + lab::isa(), .run = by_hand, .bytes = bytes});
+    add("generated", generated);
+    if (!backend.on_device()) add("interpreted", interpreted);
+    add("op by op", by_op);
+    group.variants.push_back(
+        {.name = "memory", .run = memory_pass(backend, generated->read_bytes, generated->write_bytes), .bytes = bytes});
     measure(group, a.options);
+    if (backend.on_device()) by_hand();
     const double difference = std::max(largest_difference(out, generated->program->fetch(generated->fetches[0])),
                                        largest_difference(gz, generated->program->fetch(generated->fetches[1])));
     group.note = fmt::format("by hand and generated differ by at most {:.1e}", difference);
@@ -209,7 +214,7 @@ void bench_rotation(const SizedBench& a) {
 
 // A quantizer as a layer: rows in, z_q and the losses forward, the gradient in the rows backward, the codebook's
 // update.
-std::shared_ptr<BenchWork> layer(const QuantizerConfig& config, Int rows) {
+std::shared_ptr<BenchWork> layer(const QuantizerConfig& config, Int rows, Backend& backend) {
   struct Layer : Module {
     explicit Layer(const QuantizerConfig& c) : Module(1), quantizer(make_quantizer(*this, "quantizer", c)) {}
     std::unique_ptr<Quantizer> quantizer;
@@ -230,12 +235,12 @@ std::shared_ptr<BenchWork> layer(const QuantizerConfig& config, Int rows) {
   owner->quantizer->update(out, context, updates);
   updates.commit();
   advance_random_state(tape, owner->random);
-  make_program(*w, cpu_backend());
+  make_program(*w, backend);
   return w;
 }
 
 void bench_quantizer(const SizedBench& a) {
-  start_bench(a.options);
+  Backend& backend = start_bench(a.options);
   std::string table;
   Json groups = Json::array();
   for (const std::string& text : a.sizes) {
@@ -250,7 +255,7 @@ void bench_quantizer(const SizedBench& a) {
         .variants = {}};
     for (const char* estimator : {"ste", "rotation"}) {
       config.estimator = estimator;
-      const auto w = layer(config, size[0]);
+      const auto w = layer(config, size[0], backend);
       group.variants.push_back(
           {.name = estimator, .run = [w] { w->program->run(); }, .bytes = w->bytes(), .flop = w->flop});
     }
@@ -269,6 +274,7 @@ CLI::App* add_sized(CLI::App& bench, const std::string& name, const std::string&
   CLI::App* command = bench.add_subcommand(name, help);
   a->sizes = std::move(sizes);
   add_bench_options(*command, a->options);
+  command->add_option("--backend", a->options.backend, "what to measure: cpu or cuda")->capture_default_str();
   add_sizes(*command, *a, extents);
   command->callback([a, run] { run(*a); });
   return command;

@@ -131,9 +131,10 @@ void measure_against(const StepArguments& a, BenchStep& step, const TrainConfig&
   figures["against"] = to_json(group);
 }
 
-void bench_step(const StepArguments& a) {
+void bench_step(StepArguments& a) {
   const TrainConfig config = a.flags->over(default_config(a.model));
   validate(config);
+  a.options.backend = config.backend;
   BenchStep step(config, a.explain);
   for (std::int64_t i = 0; i < a.warm; ++i) step.run();
   std::vector<double> times;
