@@ -108,6 +108,18 @@ TEST_F(CudaNearest, RandomShapesAndMagnitudes) {
   }
 }
 
+// Where sums overflow before they cancel, and where tf32 has fewer bits than elsewhere.
+TEST_F(CudaNearest, AtTheEndsOfF32) {
+  Numbers numbers(8);
+  const double scales[][2] = {{1.5e19, 1.5e19}, {6e18, 3e19}, {2e17, 2e20}, {1e-40, 1},
+                              {3e-39, 1e-1},    {2e-41, 1e3}, {1, 1e-40}};
+  for (const auto& [rows, books] : scales) {
+    SCOPED_TRACE(testing::Message() << "rows of " << rows << ", codes of " << books);
+    const Tensor z = numbers.normals(140, 40, rows), codes = numbers.normals(130, 40, books);
+    for (const Metric metric : kMetrics) expect_same(z, codes, metric);
+  }
+}
+
 // Rows of their own magnitude, codes of theirs: no row's margin may come from another's.
 TEST_F(CudaNearest, EveryMagnitudeInOneCodebook) {
   Numbers numbers(3);
@@ -124,8 +136,8 @@ TEST_F(CudaNearest, EveryMagnitudeInOneCodebook) {
 // Codes that differ in the last bits of f32, far below tf32: all of them are candidates.
 TEST_F(CudaNearest, NearTiesAreDecidedByF32) {
   Numbers numbers(4);
-  for (const Index groups : {Index{4}, Index{60}}) {  // more equals than a row's list holds, and fewer
-    constexpr Index d = 32, k = 240;
+  for (const Index groups : {Index{1}, Index{4}, Index{60}}) {  // more equals than a row's list holds, and fewer
+    constexpr Index d = 32, k = 480;
     const Tensor centres = numbers.normals(groups, d), z = numbers.normals(140, d);
     const Tensor codes = numbers.matrix(k, d, [&](Index i, Index j) {
       return centres.at(i % groups * d + j) * (1 + static_cast<double>(numbers.whole(-3, 3)) * 0x1p-23);
