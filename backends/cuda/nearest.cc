@@ -6,7 +6,7 @@
 // codes that cannot be the nearest (the bound is proven in kernels/nearest_tensor.cu), so both kernels give the same
 // indices.
 //
-// Facts of the kernels, per multiprocessor tile: exact, 128 rows x 64 codes by 256 threads of 8 x 4 products each;
+// Facts of the kernels (tile of a block): exact, 128 rows x 64 codes by 256 threads of 8 x 4 products each;
 // screened, 128 rows x 64 codes by 4 warps of 32 x 64, tf32 m16n8k8, two stages of cp.async. Neither has run on a GPU:
 // the choice between them and the sizes of tiles are not tuned.
 #include "backends/cuda/nearest.h"
