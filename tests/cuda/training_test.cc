@@ -7,6 +7,7 @@
 #include "models/init.h"
 #include "models/vqvae_training.h"
 #include "tests/cuda/support.h"
+#include "tests/cuda_emulator/emulated_driver.h"
 #include "tests/tools/temp_folder.h"
 
 namespace sg::test {
@@ -131,6 +132,7 @@ TEST_F(CudaTraining, AReplayedStepAllocatesNothingAndWaitsForNothing) {
   for (std::uint32_t i = 1; i <= 3; ++i) run.advance(i);
   run.metric("loss");
   const auto before = counters();
+  const cuda::EmulatorCounters driver = cuda::emulator_counters();
   for (std::uint32_t i = 4; i <= 6; ++i) {
     run.feed(i);
     run.program.run();
@@ -140,6 +142,13 @@ TEST_F(CudaTraining, AReplayedStepAllocatesNothingAndWaitsForNothing) {
   EXPECT_EQ(counters().allocations, before.allocations);
   EXPECT_EQ(counters().synchronisations, before.synchronisations);
   EXPECT_EQ(counters().live_bytes, before.live_bytes);
+  // What the driver saw, of this library and of cuBLASLt alike. On a real one these are zeros.
+  const cuda::EmulatorCounters seen = cuda::emulator_counters();
+  EXPECT_EQ(seen.replays - driver.replays, device().tables().emulated ? 3u : 0u);
+  EXPECT_EQ(seen.launches, driver.launches);
+  EXPECT_EQ(seen.allocations, driver.allocations);
+  EXPECT_EQ(seen.host_allocations, driver.host_allocations);
+  EXPECT_EQ(seen.synchronisations, driver.synchronisations);
   EXPECT_TRUE(std::isfinite(run.metric("loss")));
 }
 
