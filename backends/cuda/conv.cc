@@ -1,8 +1,11 @@
 // The three convolutions as products, in NHWC. With X the matrix of windows, (N HO WO) x (KH KW C) for each group:
 //   conv2d: Y = X W,  conv2d_transpose: X = Y W^T and each pixel gathers its windows,  conv2d_weight_grad: W = X^T Y.
 // A pointwise convolution's X is the image itself. Others make X in slices of whole images, so that it stays below
-// kMostColumns however large the batch is.
+// a limit however large the batch is.
+#include "backends/cuda/conv.h"
+
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <utility>
 
@@ -13,7 +16,7 @@
 namespace sg::cuda {
 namespace {
 
-constexpr std::size_t kMostColumns = std::size_t{256} << 20;  // bytes of X, unless one image needs more
+std::atomic<std::size_t> g_most_columns{std::size_t{256} << 20};  // bytes of X, unless one image needs more
 
 // x (N,H,W,C), w (KH,KW,C/groups,O), y (N,HO,WO,O).
 struct Geometry {
@@ -86,7 +89,7 @@ struct Slice {
 
 std::vector<Slice> slices_of(const Geometry& g, DType columns, bool whole) {
   const std::size_t image = std::max<std::size_t>(bytes_of(g.windows(1) * g.taps(), columns), 1);
-  const Index most = whole ? std::max<Index>(g.n, 1) : std::max<Index>(1, static_cast<Index>(kMostColumns / image));
+  const Index most = whole ? std::max<Index>(g.n, 1) : std::max<Index>(1, static_cast<Index>(g_most_columns / image));
   std::vector<Slice> slices;
   for (Index first = 0; first == 0 || first < g.n; first += most)
     slices.push_back({first, std::min(most, g.n - first)});
@@ -148,6 +151,8 @@ Product grouped(const Geometry& g, DType in, DType out, unsigned alignment) {
 }
 
 }  // namespace
+
+std::size_t set_most_columns(std::size_t bytes) { return g_most_columns.exchange(bytes); }
 
 StepPtr lower_conv2d(Device& device, LowerCtx& ctx) {
   const Geometry g(ctx.attrs(), ctx.in_type(0).shape, ctx.in_type(1).shape, ctx.out_type().shape);

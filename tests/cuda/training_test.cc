@@ -115,6 +115,18 @@ TEST_F(CudaTraining, TenStepsAgreeWithTheCpuThroughACapturedGraph) {
   }
 }
 
+TEST_F(CudaTraining, Bf16StepsAreCloseToTheReferences) {
+  VqVaeConfig config = small("rotation");
+  config.precision = DType::bf16;
+  Trainer cuda(config, "cuda"), wanted(small("rotation"), "reference");
+  for (std::uint32_t i = 1; i <= 4; ++i) {
+    cuda.advance(i);
+    wanted.advance(i);
+    EXPECT_NEAR(cuda.metric("loss"), wanted.metric("loss"), 0.02 * wanted.metric("loss")) << "step " << i;
+    EXPECT_NE(cuda.metric("loss"), wanted.metric("loss"));
+  }
+}
+
 TEST_F(CudaTraining, ASingleStepWithoutCaptureGivesTheSameBitsAsAReplayedOne) {
   Trainer captured(small("rotation"), "cuda"), plain(small("rotation"), "cuda", {.capture = false});
   for (std::uint32_t i = 1; i <= 4; ++i) {
