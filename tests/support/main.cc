@@ -69,6 +69,15 @@ void choose_cuda(const std::string& value) {
 #endif
 }
 
+std::string why_absent(const std::string& name) {
+  try {
+    backend(name);
+  } catch (const Error& e) {
+    return e.message();
+  }
+  return "";
+}
+
 // Why nothing that was asked for can run; nothing where it can.
 std::string missing_cuda() {
   if (flags().cuda.empty()) return "";
@@ -153,7 +162,8 @@ int run(int argc, char** argv) {
   for (const auto& known : kKnownBackends) {
     const auto have = backend_names();
     if (std::find(have.begin(), have.end(), known) == have.end())
-      std::cout << "SKIPPED backend " << known << ": not in this build (" << selected_cases().size() << " cases)\n";
+      std::cout << "SKIPPED backend " << known << " (" << selected_cases().size() << " cases): " << why_absent(known)
+                << "\n";
   }
   if (unit.test_to_run_count() == 0) {
     std::cerr << "FAILED: no test matches --gtest_filter=" << GTEST_FLAG_GET(filter) << "\n";
