@@ -212,7 +212,12 @@ std::vector<ConfigField> make_fields() {
        kBig},
 
       {"tokens", &C::tokens, "Data", "tokens", "token sequences, .npy, as `tokenize` writes them", {}},
-      {"conditional", &C::conditional, "Data", "tokens", "learn what goes with each class, to sample by class", {}},
+      {"conditional",
+       &C::conditional,
+       "Data",
+       "tokens transformer-vq",
+       "learn what goes with each class, to sample by class",
+       {}},
       {"dropout", &C::dropout, "Training", "transformer", "share of activations dropped in training", {}, 0, 0.99},
       {"corruption",
        &C::corruption,

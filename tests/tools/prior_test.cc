@@ -55,6 +55,36 @@ TEST_F(Prior, ResumesExactlyAndSamplesByClass) {
   EXPECT_FALSE(std::filesystem::exists(folder_ / "e.png"));
 }
 
+TEST_F(Prior, TransformerVqIsAPriorToo) {
+  const std::string train = "train transformer-vq --data " + tokens_ +
+                            " --dim 16 --layers 1 --codes 8 --key-width 8 --block 5 --update 5 --sequence 5 --batch 8"
+                            " --warmup 0 --threads 1 --log-every 1000 --steps 4 --out ";
+  Outcome out = stopgrad(train + at("classes") + " --conditional");
+  ASSERT_EQ(out.code, 0) << out.text;
+  SG_EXPECT_CONTAINS(out.text, "held-out likelihood");
+  ASSERT_EQ(stopgrad(train + at("plain")).code, 0);
+
+  const std::string rest = " " + vqvae_ + " --count 6 --columns 3 --out ", sample = "sample " + at("classes") + rest;
+  for (const char* picture : {"a.png", "b.png"}) {
+    out = stopgrad(sample + at(picture));
+    ASSERT_EQ(out.code, 0) << out.text;
+    SG_EXPECT_CONTAINS(out.text, "6 images of 4 new tokens each");
+    SG_EXPECT_CONTAINS(out.text, "a class per row");
+  }
+  EXPECT_EQ(read_file(folder_ / "a.png"), read_file(folder_ / "b.png"));
+  ASSERT_EQ(stopgrad(sample + at("c.png") + " --sampling-seed 2 --top-k 5 --top-p 0.9 --class 1").code, 0);
+  expect_fails(sample + at("e.png") + " --class 99", 2, "has classes 0 to");
+  ASSERT_EQ(stopgrad("sample " + at("plain") + rest + at("d.png")).code, 0);
+  expect_fails("sample " + at("plain") + rest + at("e.png") + " --class 1", 2, "has no classes");
+
+  const std::string generate = "generate " + at("classes") + " --length 4 --out " + at("row.npy");
+  ASSERT_EQ(stopgrad(generate + " --class 1").code, 0);
+  EXPECT_EQ(read_npy(folder_ / "row.npy").shape(), (Shape{1, 4}));
+  expect_fails(generate, 2, "--class is needed");
+  expect_fails(generate + " --class 99", 2, "--class 99");
+  expect_fails("generate " + at("plain") + " --class 0 --length 4 --out " + at("row.npy"), 2, "no classes");
+}
+
 TEST_F(Prior, SaysWhatDoesNotGoTogether) {
   expect_fails("train prior", 2, "--tokens FILE.npy is needed");
   expect_fails("train prior --tokens " + at("none.npy"), 1, "none.npy");

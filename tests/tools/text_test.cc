@@ -51,6 +51,29 @@ TEST_F(TextTest, RowsOfTokensFollowASeparator) {
   EXPECT_FALSE(data.bytes);
 }
 
+TEST_F(TextTest, TheSeparatorOfARowSaysItsClass) {
+  const auto path = folder_ / "tokens.npy";
+  write_npy(path, Tensor::of<std::int32_t>({3, 2}, {0, 1, 2, 3, 4, 5}));
+  expect_error(ErrorKind::usage, {"--conditional", "no classes"}, [&] { load_text(path.string(), "", 0, true); });
+  write_npy(folder_ / "tokens.labels.npy", Tensor::of<std::int32_t>({3}, {2, 0, 1}));
+  const TextData data = load_text(path.string(), "", 0, true);
+  EXPECT_EQ(data.vocabulary, 9);
+  EXPECT_EQ(data.contents(), 6);
+  EXPECT_EQ(data.classes(), 3);
+  EXPECT_EQ(data.train, (std::vector<std::int32_t>{8, 0, 1, 6, 2, 3}));
+  EXPECT_EQ(data.test, (std::vector<std::int32_t>{7, 4, 5}));
+  const TextData plain = load_text(path.string());
+  EXPECT_EQ(plain.classes(), 0);
+  EXPECT_EQ(plain.vocabulary, 7);
+
+  const TextData images = load_text("synthetic", "", 2, true);
+  EXPECT_GT(images.classes(), 1);
+  EXPECT_EQ(images.contents(), 256);
+  EXPECT_GE(images.train[785], 256);
+  expect_error(ErrorKind::usage, {"one text", "no classes"},
+               [&] { load_text(write("text", std::string(100, 'a')), "", 0, true); });
+}
+
 TEST_F(TextTest, ImagesAreRowsOfBytes) {
   const TextData data = load_text("synthetic", "", 2);
   EXPECT_EQ(data.unit, 28 * 28 + 1);

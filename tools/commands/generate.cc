@@ -10,7 +10,7 @@ namespace {
 
 struct Arguments {
   std::string run, prompt, out;
-  std::int64_t length = 256, seed = 1;
+  std::int64_t length = 256, seed = 1, klass = -1;
   SamplingOptions options;
   std::unique_ptr<ConfigFlags> flags;
 };
@@ -33,7 +33,7 @@ void generate(const Arguments& a) {
   std::vector<std::int32_t> prompt;
   for (const char c : a.prompt) prompt.push_back(static_cast<unsigned char>(c));
   const std::vector<std::int32_t> tokens = task->generate(
-      prompt, a.length, a.options, static_cast<std::uint32_t>(a.seed), start_backend(run.task->config()));
+      prompt, a.length, a.options, static_cast<std::uint32_t>(a.seed), start_backend(run.task->config()), a.klass);
   if (!a.out.empty()) {
     write_npy(a.out, Tensor::of<std::int32_t>({1, a.length}, std::span<const std::int32_t>(tokens)));
     fmt::print("{} tokens -> {}\n", a.length, a.out);
@@ -53,6 +53,7 @@ void add_generate(CLI::App& app) {
   command->add_option("RUN", a->run, "run folder")->required();
   command->add_option("--prompt", a->prompt, "text that comes first; empty: a line break");
   command->add_option("--length", a->length, "tokens to make")->capture_default_str()->check(CLI::Range(1, 1 << 24));
+  command->add_option("--class", a->klass, "class of the row to make, where the run was trained with --conditional");
   command->add_option("--temperature", a->options.temperature, "logits are divided by it; 0: always the likeliest")
       ->capture_default_str();
   command->add_option("--top-k", a->options.top_k, "draw from the k likeliest; 0: all")->capture_default_str();

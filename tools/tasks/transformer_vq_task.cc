@@ -11,21 +11,23 @@ namespace sg::tools {
 namespace {
 
 std::string to_string(const TextData& d) {
-  return fmt::format("{} tokens, rows of {}, {}", d.vocabulary, d.unit, d.bytes ? "bytes" : "codes");
+  return fmt::format("{} tokens, rows of {}, {}", d.vocabulary, d.unit, d.bytes ? "bytes" : "codes") +
+         (d.classes() > 0 ? fmt::format(", {} classes", d.classes()) : "");
 }
 
 // What to_string() says, as data without tokens.
 TextData parse(const std::string& text) {
   TextData d;
-  long long vocabulary = 0, unit = 0;
+  long long vocabulary = 0, unit = 0, classes = 0;
   int end = 0;
-  if (std::sscanf(text.c_str(), "%lld tokens, rows of %lld, %n", &vocabulary, &unit, &end) != 2 || end == 0 ||
-      vocabulary < 2 || unit < 1)
+  if (std::sscanf(text.c_str(), "%lld tokens, rows of %lld, %n%*5[a-z], %lld classes", &vocabulary, &unit, &end,
+                  &classes) < 2 ||
+      end == 0 || vocabulary < 2 || unit < 1 || classes < 0 || classes >= vocabulary)
     fail(ErrorKind::io, "the checkpoint is for data of {}; transformer-vq is for streams of tokens", text);
   d.vocabulary = vocabulary;
   d.unit = unit;
-  d.bytes = text.substr(static_cast<std::size_t>(end)) == "bytes";
-  if (unit > 1) d.separator = static_cast<std::int32_t>(vocabulary - 1);
+  d.bytes = text.compare(static_cast<std::size_t>(end), 5, "bytes") == 0;
+  if (unit > 1) d.starts = std::max(classes, 1LL);
   return d;
 }
 
@@ -92,38 +94,46 @@ struct Reader {
 
 class RowGenerator : public TokenGenerator {
  public:
-  RowGenerator(const TransformerVq& model, std::int64_t rows, std::int64_t length, Backend& backend)
+  RowGenerator(const TransformerVq& model, const TextData& data, std::int64_t rows, Backend& backend)
       : memory_(model.config(), rows),
         reader_(model, memory_, 1, backend),
-        length_(length),
+        length_(data.unit - 1),
+        classes_(data.classes()),
+        starts_(static_cast<std::size_t>(rows), static_cast<std::int32_t>(data.contents())),
         all_(reader_.reading.logits.type()),
-        logits_({DType::f32, {rows, model.config().vocabulary - 1}}) {}
+        logits_({DType::f32, {rows, data.contents()}}) {}
 
   std::int64_t sequences() const override { return memory_.batch(); }
   std::int64_t vocabulary() const override { return logits_.shape()[1]; }
   std::int64_t longest() const override { return length_; }
-  std::int64_t classes() const override { return 0; }
+  std::int64_t classes() const override { return classes_; }
   void begin(std::span<const std::int32_t> classes) override {
-    if (!classes.empty()) fail(ErrorKind::usage, "transformer-vq: sequences have no classes, {} given", classes.size());
+    if (classes.size() != (classes_ > 0 ? starts_.size() : 0))
+      fail(ErrorKind::usage, "transformer-vq: {} classes for {} sequences {}", classes.size(), sequences(),
+           classes_ > 0 ? "that have a class each" : "that have none");
+    for (std::size_t i = 0; i < classes.size(); ++i) {
+      if (classes[i] < 0 || classes[i] >= classes_)
+        fail(ErrorKind::usage, "transformer-vq: class {}; classes are 0 to {}", classes[i], classes_ - 1);
+      starts_[i] = static_cast<std::int32_t>(vocabulary()) + classes[i];
+    }
     memory_.restart();
   }
-  // The separator is the last token: it starts a row and is never drawn.
+  // A row starts with a token after those of the data, which is never drawn.
   const Tensor& next(std::span<const std::int32_t> previous) override {
-    const std::vector<std::int32_t> separators(static_cast<std::size_t>(sequences()),
-                                               static_cast<std::int32_t>(vocabulary()));
-    reader_.read(previous.empty() ? std::span<const std::int32_t>(separators) : previous);
+    reader_.read(previous.empty() ? std::span<const std::int32_t>(starts_) : previous);
     reader_.program.fetch_into(reader_.reading.logits, all_);
     const auto from = all_.span<float>();
+    const std::int64_t width = all_.shape()[1];
     for (std::int64_t r = 0; r < sequences(); ++r)
-      std::copy_n(from.begin() + r * (vocabulary() + 1), vocabulary(),
-                  logits_.span<float>().begin() + r * vocabulary());
+      std::copy_n(from.begin() + r * width, vocabulary(), logits_.span<float>().begin() + r * vocabulary());
     return logits_;
   }
 
  private:
   TransformerVqMemory memory_;
   Reader reader_;
-  std::int64_t length_;
+  std::int64_t length_, classes_;
+  std::vector<std::int32_t> starts_;  // of the rows that are made
   Tensor all_, logits_;
 };
 
@@ -131,7 +141,8 @@ class RowGenerator : public TokenGenerator {
 
 TransformerVqTask::TransformerVqTask(const TaskSetup& setup)
     : Task(setup.config),
-      data_(setup.data == nullptr ? TextData{} : load_text(config().data, config().data_dir, config().limit)),
+      data_(setup.data == nullptr ? TextData{}
+                                  : load_text(config().data, config().data_dir, config().limit, config().conditional)),
       vocabulary_(without_tokens(setup, data_)),
       model_(model_config(config(), vocabulary_.vocabulary)),
       training_(model_) {}
@@ -229,8 +240,8 @@ std::vector<CurvePanel> TransformerVqTask::curves() const {
       {"relative quantization error |k-c|^2 / |k|^2", true, false, {{"relative_error", "mean"}}}};
 }
 
-// The held-out stream in `batch` lanes, one after the other; each lane's memory is carried through. Separators are read
-// and not counted.
+// The held-out stream in `batch` lanes, one after the other. Each lane's memory is carried through; where sequences are
+// whole rows, it is dropped after each, as in training. Tokens that start a row are read and not counted.
 std::vector<Figure> TransformerVqTask::evaluate(Backend& backend) {
   const std::vector<std::int32_t>& test = data().test;
   const auto n = static_cast<std::int64_t>(test.size());
@@ -247,14 +258,17 @@ std::vector<Figure> TransformerVqTask::evaluate(Backend& backend) {
   Tensor tokens(e.tokens.type()), weights(e.weights.type());
   std::vector<std::vector<double>> counts(e.counts.size());
   double nats = 0, counted = 0;
+  const std::int64_t sequence = model_.config().sequence;
+  const bool whole_rows = data().starts > 0 && sequence % data().unit == 0;
   for (std::int64_t first = 0; first < lane; first += t) {
+    if (memory != nullptr && whole_rows && first % sequence == 0) memory->restart();
     for (std::int64_t b = 0; b < batch; ++b)
       for (std::int64_t i = 0; i <= t; ++i) {
         const std::int64_t here = first + i, at = b * lane + here;
         const std::int32_t token = here <= lane && at < n ? test[static_cast<std::size_t>(at)] : 0;
         tokens.set(b * (t + 1) + i, token);
         if (i == 0) continue;
-        const bool counts_here = here <= lane && at < n && token != data().separator;
+        const bool counts_here = here <= lane && at < n && token < data().contents();
         weights.set(b * t + i - 1, counts_here);
         counted += counts_here;
       }
@@ -298,13 +312,13 @@ std::string TransformerVqTask::evaluated_on() const {
 }
 
 std::unique_ptr<TokenGenerator> TransformerVqTask::generator(std::int64_t sequences, Backend& backend) {
-  if (vocabulary_.separator < 0 || !remembers(model_.config())) return nullptr;
-  return std::make_unique<RowGenerator>(model_, sequences, vocabulary_.unit - 1, backend);
+  if (vocabulary_.starts == 0 || !remembers(model_.config())) return nullptr;
+  return std::make_unique<RowGenerator>(model_, vocabulary_, sequences, backend);
 }
 
 std::vector<std::int32_t> TransformerVqTask::generate(std::span<const std::int32_t> given, std::int64_t length,
                                                       const SamplingOptions& options, std::uint32_t seed,
-                                                      Backend& backend) {
+                                                      Backend& backend, std::int64_t row_class) {
   const TransformerVqConfig& c = model_.config();
   if (!remembers(c))
     fail(ErrorKind::usage, "generate: the run's attention is {}, which keeps no memory; train one with --attention vq",
@@ -312,7 +326,14 @@ std::vector<std::int32_t> TransformerVqTask::generate(std::span<const std::int32
   if (length < 1) fail(ErrorKind::usage, "generate: {} tokens; at least 1", length);
   validate(options);
   std::vector<std::int32_t> prompt(given.begin(), given.end());
-  if (vocabulary_.separator >= 0) prompt.insert(prompt.begin(), vocabulary_.separator);
+  const std::int64_t classes = vocabulary_.classes();
+  if (classes > 0 ? row_class < 0 || row_class >= classes : row_class >= 0)
+    fail(ErrorKind::usage, "generate: {}; the run's rows have {}",
+         row_class < 0 ? "--class is needed" : fmt::format("--class {}", row_class),
+         classes > 0 ? fmt::format("classes 0 to {}", classes - 1) : "no classes");
+  if (vocabulary_.starts > 0)
+    prompt.insert(prompt.begin(),
+                  static_cast<std::int32_t>(vocabulary_.contents() + std::max<std::int64_t>(row_class, 0)));
   if (prompt.empty()) prompt.push_back('\n');
   for (const std::int32_t token : prompt)
     if (token < 0 || token >= c.vocabulary)

@@ -42,11 +42,14 @@ class TransformerVqTask : public Task {
   // keeps no memory.
   std::unique_ptr<TokenGenerator> generator(std::int64_t sequences, Backend& backend) override;
 
-  // `length` tokens after the prompt, drawn one by one; the same for the same seed. An empty prompt is the separator of
-  // rows, or a line break. Error{usage}: attention that keeps no memory, a token outside the vocabulary.
+  // `length` tokens after the prompt, drawn one by one; the same for the same seed. Of rows, the prompt comes after the
+  // token that starts one, of class row_class where rows have classes (else -1); of a text, an empty one is a line
+  // break. Error{usage}: attention that keeps no memory, a token outside the vocabulary, a class that is missing or
+  // does not exist.
   std::vector<std::int32_t> generate(std::span<const std::int32_t> prompt, std::int64_t length,
-                                     const SamplingOptions& options, std::uint32_t seed, Backend& backend);
-  bool of_bytes() const { return vocabulary_.bytes && vocabulary_.separator < 0; }  // whether tokens make a text
+                                     const SamplingOptions& options, std::uint32_t seed, Backend& backend,
+                                     std::int64_t row_class = -1);
+  bool of_bytes() const { return vocabulary_.bytes && vocabulary_.starts == 0; }  // whether tokens make a text
 
  private:
   const TextData& data() const;  // Error{usage}: made without data
