@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-#include "core/safetensors.h"
 #include "models/classifier.h"
+#include "models/pytorch_weights.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/reduce.h"
@@ -25,30 +25,6 @@ constexpr VggLayer kVgg16[] = {{0, 64, false},   {2, 64, true},    {5, 128, fals
                                {12, 256, false}, {14, 256, true},  {17, 512, false}, {19, 512, false}, {21, 512, true},
                                {24, 512, false}, {26, 512, false}, {28, 512, true}};
 constexpr std::array<std::int64_t, 5> kSlices = {64, 128, 256, 512, 512};
-
-const Tensor& required(const StateFile& file, const std::filesystem::path& path, const std::string& name,
-                       const Shape& shape) {
-  const Tensor* t = file.find(name);
-  if (t == nullptr) fail(ErrorKind::io, "{} has no tensor '{}' {}", path.string(), name, to_string(shape));
-  if (t->dtype() != DType::f32 || t->shape() != shape)
-    fail(ErrorKind::io, "{}: tensor '{}' is {}, expected f32{}", path.string(), name, to_string(t->type()),
-         to_string(shape));
-  return *t;
-}
-
-// (O,I,KH,KW) -> (KH,KW,I,O)
-Tensor from_oihw(const Tensor& w) {
-  const std::int64_t o = w.shape()[0], i = w.shape()[1], kh = w.shape()[2], kw = w.shape()[3];
-  Tensor out({DType::f32, {kh, kw, i, o}});
-  const auto from = w.span<float>();
-  const auto to = out.span<float>();
-  std::size_t at = 0;
-  for (std::int64_t y = 0; y < kh; ++y)
-    for (std::int64_t x = 0; x < kw; ++x)
-      for (std::int64_t c = 0; c < i; ++c)
-        for (std::int64_t k = 0; k < o; ++k) to[at++] = from[static_cast<std::size_t>(((k * i + c) * kh + y) * kw + x)];
-  return out;
-}
 
 // Maxima of 2 x 2 windows; an odd last row or column is left out, as PyTorch's MaxPool2d(2) does.
 Value max_pool(Value x) {
@@ -92,8 +68,8 @@ Vgg16Features::Vgg16Features(const std::filesystem::path& weights) {
   std::int64_t in = 3;
   for (const VggLayer& layer : kVgg16) {
     const std::string name = fmt::format("features.{}", layer.number), own = fmt::format("conv{}", layer.number);
-    const Tensor& w = required(file, weights, name + ".weight", {layer.channels, in, 3, 3});
-    const Tensor& b = required(file, weights, name + ".bias", {layer.channels});
+    const Tensor& w = required_tensor(file, weights, name + ".weight", {layer.channels, in, 3, 3});
+    const Tensor& b = required_tensor(file, weights, name + ".bias", {layer.channels});
     layers_.push_back({&add_state(own + "_weight", from_oihw(w)), &add_state(own + "_bias", b)});
     in = layer.channels;
   }
@@ -123,7 +99,7 @@ std::vector<Tensor> load_lpips_weights(const std::filesystem::path& path) {
   std::vector<Tensor> weights;
   for (std::size_t l = 0; l < kSlices.size(); ++l) {
     const std::string name = fmt::format("lin{}.model.1.weight", l);
-    Tensor flat = required(file, path, name, {1, kSlices[l], 1, 1}).reshaped({kSlices[l]});
+    Tensor flat = required_tensor(file, path, name, {1, kSlices[l], 1, 1}).reshaped({kSlices[l]});
     for (const float w : flat.span<float>())
       if (!(w >= 0))
         fail(ErrorKind::io, "{}: tensor '{}' holds {}; weights of LPIPS are not negative", path.string(), name, w);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <deque>
 #include <numeric>
 
 #include "core/program.h"
@@ -65,13 +66,6 @@ Value input_of(Tape& tape, const ImageSet& images, std::int64_t batch) {
                     {DType::f32, {std::min(batch, images.count), images.height, images.width, images.channels}});
 }
 
-void check_size(const Classifier& judge, const ImageSet& images) {
-  const ClassifierConfig& c = judge.config();
-  if (c.height != images.height || c.width != images.width || c.channels != images.channels)
-    fail(ErrorKind::usage, "the classifier is for images of {}x{}x{}; these are {}x{}x{}", c.height, c.width,
-         c.channels, images.height, images.width, images.channels);
-}
-
 }  // namespace
 
 double accuracy(const Tensor& logits, std::span<const std::int32_t> labels) {
@@ -98,7 +92,8 @@ double cross_entropy(const Tensor& logits, std::span<const std::int32_t> labels)
   return total / static_cast<double>(labels.size());
 }
 
-std::vector<Figure> figures_of(const EvaluationResult& r, const std::string& judge) {
+std::vector<Figure> figures_of(const EvaluationResult& r, std::span<const ImageJudge> judges) {
+  SG_CHECK(judges.size() == r.judgements.size(), "{} judges, {} judgements", judges.size(), r.judgements.size());
   std::vector<Figure> all{
       {"images", static_cast<double>(r.images), "", ""},
       {"mse", r.mse, "reconstruction MSE", fmt::format("{:.6f}   (mean over pixels of images in [0,1])", r.mse)},
@@ -127,18 +122,19 @@ std::vector<Figure> figures_of(const EvaluationResult& r, const std::string& jud
     all.push_back({"quantization_mse", r.quantization_mse, "quantization MSE",
                    fmt::format("{:.6f}   (mean of (z-q)^2; its scale is the encoder's)", r.quantization_mse)});
   }
-  if (!r.judgement) return all;
-  const Judgement& j = *r.judgement;
   const auto score = [](const InceptionScore& s) { return fmt::format("{:.4f} +- {:.4f}", s.mean, s.deviation); };
-  all.push_back({"fid_classifier_features", j.frechet, "FID (classifier features)",
-                 fmt::format("{:.5f}   ({} features of {}; not comparable with FID{})", j.frechet, j.features, judge,
-                             r.images <= j.features ? "; fewer images than features: biased" : "")});
-  all.push_back(
-      {"is_classifier", j.made.mean, "IS (classifier)",
-       fmt::format("{}   (of the originals: {}; {} splits)", score(j.made), score(j.originals), kScoreSplits)});
-  all.push_back({"is_classifier_deviation", j.made.deviation, "", ""});
-  all.push_back({"is_classifier_originals", j.originals.mean, "", ""});
-  if (j.accuracy_made) {
+  for (std::size_t i = 0; i < judges.size(); ++i) {
+    const ImageJudge& judge = judges[i];
+    const Judgement& j = r.judgements[i];
+    all.push_back({judge.distance, j.frechet, judge.distance_name,
+                   fmt::format("{:.5f}   ({}{})", j.frechet, judge.remark,
+                               r.images <= judge.features ? "; fewer images than features: biased" : "")});
+    all.push_back(
+        {judge.score, j.made.mean, judge.score_name,
+         fmt::format("{}   (of the originals: {}; {} splits)", score(j.made), score(j.originals), kScoreSplits)});
+    all.push_back({judge.score + "_deviation", j.made.deviation, "", ""});
+    all.push_back({judge.score + "_originals", j.originals.mean, "", ""});
+    if (!j.accuracy_made) continue;
     all.push_back(
         {"classifier_accuracy", *j.accuracy_made, "classifier accuracy",
          fmt::format("{:.2f} %   (of the originals: {:.2f} %)", 100 * *j.accuracy_made, 100 * *j.accuracy_originals)});
@@ -147,17 +143,18 @@ std::vector<Figure> figures_of(const EvaluationResult& r, const std::string& jud
   return all;
 }
 
-Answers classify(const Classifier& model, const ImageSet& images, std::int64_t batch, Backend& backend) {
-  check_size(model, images);
+Answers answers_of(const ImageJudge& judge, const ImageSet& images, std::int64_t batch, Backend& backend) {
+  judge.check(images);
   Tape tape;
-  const Classification c = build_classification(tape, model, std::min(batch, images.count));
-  Program program = compile(tape, {c.pooled, c.logits}, backend);
-  Collected pooled(c.pooled, images.count), logits(c.logits, images.count);
-  for_each_batch(program, c.images, images, [&](std::int64_t first, std::int64_t count) {
-    pooled.take(program, first, count);
+  const Value input = input_of(tape, images, batch);
+  const ImageJudge::Seen seen = judge.see(input);
+  Program program = compile(tape, {seen.features, seen.logits}, backend);
+  Collected features(seen.features, images.count), logits(seen.logits, images.count);
+  for_each_batch(program, input, images, [&](std::int64_t first, std::int64_t count) {
+    features.take(program, first, count);
     logits.take(program, first, count);
   });
-  return {pooled.all(), logits.all()};
+  return {features.all(), logits.all()};
 }
 
 ImageModel image_model(const VqVae& model) {
@@ -169,21 +166,20 @@ ImageModel image_model(const VqVae& model) {
 }
 
 EvaluationResult evaluate_images(const ImageModel& model, const ImageSet& images, std::int64_t batch, Backend& backend,
-                                 const Classifier* judge) {
+                                 std::span<const ImageJudge> judges) {
   const auto start = std::chrono::steady_clock::now();
-  if (judge != nullptr) check_size(*judge, images);
+  for (const ImageJudge& judge : judges) judge.check(images);
   Tape tape;
   const Value input = input_of(tape, images, batch);
   const std::int64_t n = input.shape()[0];
   const Made made = model.make(input);
 
-  std::vector<Collected> collected;
-  collected.reserve(9);  // pointers to its elements are kept
+  std::deque<Collected> collected;  // pointers to its elements are kept
   const auto collect = [&](Value value) { return &collected.emplace_back(value, images.count); };
   const Collected* squared = collect(image_squared_error(made.images, input));
   const Collected* absolute = collect(image_absolute_error(made.images, input));
-  const Collected *ssim = nullptr, *tokens = nullptr, *error = nullptr, *relative = nullptr, *pooled = nullptr,
-                  *logits = nullptr;
+  const Collected *ssim = nullptr, *tokens = nullptr, *error = nullptr, *relative = nullptr;
+  std::vector<std::pair<const Collected*, const Collected*>> seen;  // features and logits of each judge
   if (std::min(images.height, images.width) >= kSsimWindow) ssim = collect(structural_similarity(made.images, input));
   if (made.tokens) tokens = collect(reshape(made.tokens, {n, -1}));
   if (made.z && made.q) {
@@ -192,9 +188,10 @@ EvaluationResult evaluate_images(const ImageModel& model, const ImageSet& images
     error = collect(mean(reshape(row_error / static_cast<double>(made.z.shape()[-1]), {n, -1}), {1}));
     relative = collect(mean(reshape(row_relative, {n, -1}), {1}));
   }
-  if (judge != nullptr) {
-    pooled = collect(judge->pooled(as_stored(made.images)));
-    logits = collect(judge->logits_of(pooled->value()));
+  for (const ImageJudge& judge : judges) {
+    const ImageJudge::Seen values = judge.see(as_stored(made.images));
+    const Collected* features = collect(values.features);
+    seen.emplace_back(features, collect(values.logits));
   }
 
   std::vector<Value> fetches;
@@ -220,26 +217,24 @@ EvaluationResult evaluate_images(const ImageModel& model, const ImageSet& images
     r.quantization_mse = error->mean();
     r.relative_error = relative->mean();
   }
-  if (judge != nullptr) {
-    const Answers originals = classify(*judge, images, batch, backend);
-    r.judgement = Judgement{judge->config().features(),
-                            frechet_distance(originals.pooled, pooled->all()),
-                            inception_score(originals.logits),
-                            inception_score(logits->all()),
-                            {},
-                            {}};
-    if (!images.labels.empty()) {
-      r.judgement->accuracy_originals = accuracy(originals.logits, images.labels);
-      r.judgement->accuracy_made = accuracy(logits->all(), images.labels);
-    }
+  for (std::size_t i = 0; i < judges.size(); ++i) {
+    const Answers originals = answers_of(judges[i], images, batch, backend);
+    const auto& [features, logits] = seen[i];
+    Judgement& j = r.judgements.emplace_back();
+    j.frechet = frechet_distance(originals.features, features->all());
+    j.originals = inception_score(originals.logits);
+    j.made = inception_score(logits->all());
+    if (!judges[i].labels || images.labels.empty()) continue;
+    j.accuracy_originals = accuracy(originals.logits, images.labels);
+    j.accuracy_made = accuracy(logits->all(), images.labels);
   }
   r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return r;
 }
 
 EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std::int64_t batch, Backend& backend,
-                                const Classifier* judge) {
-  return evaluate_images(image_model(model), images, batch, backend, judge);
+                                std::span<const ImageJudge> judges) {
+  return evaluate_images(image_model(model), images, batch, backend, judges);
 }
 
 Pictures reconstruct(const VqVae& model, const ImageSet& images, std::int64_t count, Backend& backend) {

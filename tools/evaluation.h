@@ -3,22 +3,23 @@
 #include <functional>
 #include <limits>
 #include <optional>
+#include <span>
 
 #include "core/backend.h"
-#include "models/classifier.h"
 #include "models/vqvae_training.h"
 #include "tools/data/dataset.h"
+#include "tools/judge.h"
 #include "tools/metrics.h"
 #include "tools/task.h"
 
 namespace sg::tools {
 
-// Two sets of images as a classifier of ours sees them: the originals, and what a model makes of them.
+// Two sets of images as a judge sees them: the originals, and what a model makes of them.
 struct Judgement {
-  std::int64_t features = 0;       // width of the classifier's pooled features
-  double frechet = 0;              // FID's formula on these; not FID, which is defined by Inception's
-  InceptionScore originals, made;  // IS's formula on the classifier's logits; not IS
-  std::optional<double> accuracy_originals, accuracy_made;  // fraction of right answers, where the set has labels
+  double frechet = 0;              // FID's formula on the judge's features
+  InceptionScore originals, made;  // IS's formula on its logits
+  std::optional<double> accuracy_originals,
+      accuracy_made;  // fraction of right answers, where judge and set have labels
 };
 
 struct EvaluationResult {
@@ -34,7 +35,7 @@ struct EvaluationResult {
   double perplexity = kNone;           // of the code counts over all images
   double relative_error = kNone;       // mean over rows of |z - q|^2 / |z|^2
   double quantization_mse = kNone;     // mean over rows and dimensions of (z - q)^2
-  std::optional<Judgement> judgement;
+  std::vector<Judgement> judgements;   // of each judge
   double seconds = 0;
 };
 
@@ -48,23 +49,24 @@ struct ImageModel {
   std::function<Made(Value images)> make;
   std::int64_t codes = 0, books = 1;  // tokens are below codes
 };
-// For people and programs, in the order of docs/metrics.md; what does not exist is left out. `judge` names it: a run.
-std::vector<Figure> figures_of(const EvaluationResult& result, const std::string& judge = "");
+// For people and programs, in the order of docs/metrics.md; what does not exist is left out. judges: those of the
+// result.
+std::vector<Figure> figures_of(const EvaluationResult& result, std::span<const ImageJudge> judges = {});
 
 ImageModel image_model(const VqVae& model);
 
-// judge: null for no judgement. Errors and SSIM are those of the model's output as it is; the judge sees it as an 8-bit
-// file would hold it (as_stored). Error{usage}: the judge is for images of another size.
+// Errors and SSIM are those of the model's output as it is; judges see it as an 8-bit file would hold it (as_stored).
+// Error{usage}: a judge cannot see such images.
 EvaluationResult evaluate_images(const ImageModel& model, const ImageSet& images, std::int64_t batch, Backend& backend,
-                                 const Classifier* judge = nullptr);
+                                 std::span<const ImageJudge> judges = {});
 EvaluationResult evaluate_model(const VqVae& model, const ImageSet& images, std::int64_t batch, Backend& backend,
-                                const Classifier* judge = nullptr);
+                                std::span<const ImageJudge> judges = {});
 
-// Features and logits of a classifier for all images.
+// Features and logits of a judge for all images.
 struct Answers {
-  Tensor pooled, logits;  // f32 (count, features), (count, classes)
+  Tensor features, logits;  // f32 (count, features), (count, classes)
 };
-Answers classify(const Classifier& model, const ImageSet& images, std::int64_t batch, Backend& backend);
+Answers answers_of(const ImageJudge& judge, const ImageSet& images, std::int64_t batch, Backend& backend);
 // Fraction of rows whose greatest logit is at the label. labels: as many as rows.
 double accuracy(const Tensor& logits, std::span<const std::int32_t> labels);
 // Mean of -log softmax(logits)[label], nats.

@@ -8,8 +8,11 @@
 
 #include "backends/backends.h"
 #include "core/program.h"
+#include "models/classifier.h"
 #include "models/image_metrics.h"
 #include "ops/elementwise.h"
+#include "ops/reduce.h"
+#include "ops/shape_ops.h"
 #include "tests/tools/temp_folder.h"
 #include "tools/evaluation.h"
 #include "tools/images.h"
@@ -134,7 +137,7 @@ TEST(Evaluation, FiguresOfAKnownModelAreExact) {
   EXPECT_NEAR(r.ssim, luminance, 1e-3);
   EXPECT_EQ(r.codes, 0);
   EXPECT_TRUE(std::isnan(r.usage) && std::isnan(r.relative_error)) << "no quantizer: no figures of one";
-  EXPECT_FALSE(r.judgement.has_value());
+  EXPECT_TRUE(r.judgements.empty());
 }
 
 TEST(Evaluation, AJudgeSeesTheModelsImagesAsAnEightBitFileHoldsThem) {
@@ -143,19 +146,47 @@ TEST(Evaluation, AJudgeSeesTheModelsImagesAsAnEightBitFileHoldsThem) {
   config.height = config.width = 12;
   config.hidden = 4;
   config.classes = kShapeKinds;
-  const Classifier judge(config);
+  const std::vector<ImageJudge> judge{classifier_judge(std::make_shared<Classifier>(config), "runs/c")};
   // What rounding to 8 bits and clamping undo leaves no distance at all.
   const ImageModel nearly{[](Value x) { return Made{x + 0.001, {}, {}, {}}; }};
-  const EvaluationResult r = evaluate_images(nearly, images, 16, backend("cpu"), &judge);
-  ASSERT_TRUE(r.judgement.has_value());
-  EXPECT_NEAR(r.judgement->frechet, 0, 1e-6);
-  EXPECT_EQ(r.judgement->features, 16);
-  EXPECT_NEAR(r.judgement->originals.mean, r.judgement->made.mean, 1e-9);
-  EXPECT_EQ(*r.judgement->accuracy_originals, *r.judgement->accuracy_made);
-  EXPECT_GT(evaluate_images({halved}, images, 16, backend("cpu"), &judge).judgement->frechet, 1e-5);
+  const EvaluationResult r = evaluate_images(nearly, images, 16, backend("cpu"), judge);
+  ASSERT_EQ(r.judgements.size(), 1u);
+  EXPECT_NEAR(r.judgements[0].frechet, 0, 1e-6);
+  EXPECT_EQ(judge[0].features, 16);
+  EXPECT_NEAR(r.judgements[0].originals.mean, r.judgements[0].made.mean, 1e-9);
+  EXPECT_EQ(*r.judgements[0].accuracy_originals, *r.judgements[0].accuracy_made);
+  EXPECT_GT(evaluate_images({halved}, images, 16, backend("cpu"), judge).judgements[0].frechet, 1e-5);
   ImageSet other = draw_shapes(12, 16, 1, 3);
-  EXPECT_NE(error_of([&] { evaluate_images({halved}, other, 4, backend("cpu"), &judge); }).find("12x12x1; these are"),
+  EXPECT_NE(error_of([&] { evaluate_images({halved}, other, 4, backend("cpu"), judge); }).find("12x12x1; these are"),
             std::string::npos);
+}
+
+TEST(Evaluation, AnyNumberOfJudgesEachUnderItsOwnNames) {
+  const ImageSet images = draw_shapes(20, 12, 1, 3);
+  ClassifierConfig config;
+  config.height = config.width = 12;
+  config.hidden = 4;
+  config.classes = kShapeKinds;
+  ImageJudge own;  // whose features are mean and least pixel, and whose logits are these
+  own.distance = "fid_own", own.distance_name = "FID (own)", own.score = "is_own", own.score_name = "IS (own)";
+  own.features = 2;
+  own.see = [](Value x) {
+    const Value rows = concat({mean(x, {1, 2}), min(x, {1, 2})}, 1);
+    return ImageJudge::Seen{rows, rows};
+  };
+  const std::vector<ImageJudge> judges{classifier_judge(std::make_shared<Classifier>(config), "runs/c"), own};
+  const EvaluationResult r = evaluate_images({halved}, images, 16, backend("cpu"), judges);
+  const std::vector<Figure> figures = figures_of(r, judges);
+  EXPECT_GT(value_of(figures, "fid_classifier_features"), 0);
+  EXPECT_GT(value_of(figures, "fid_own"), 0);
+  EXPECT_NE(value_of(figures, "fid_own"), value_of(figures, "fid_classifier_features"));
+  EXPECT_GE(value_of(figures, "is_own"), 1);
+  EXPECT_FALSE(std::isnan(value_of(figures, "classifier_accuracy")));
+  EXPECT_EQ(r.judgements[1].accuracy_made, std::nullopt) << "its logits are of no labels";
+  const std::string text = to_text(figures);
+  EXPECT_NE(text.find("FID (own)"), std::string::npos);
+  EXPECT_NE(text.find("not comparable with FID"), std::string::npos);
+  EXPECT_EQ(text.find("\nFID "), std::string::npos) << "never plain";
 }
 
 TEST(Labels, OfDrawnShapesIdxFilesAndFolders) {

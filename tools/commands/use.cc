@@ -21,7 +21,7 @@ namespace sg::tools {
 namespace {
 
 struct UseArguments {
-  std::string run, out, tokens, classifier, features_real, features_generated, json_file;
+  std::string run, out, tokens, classifier, inception, features_real, features_generated, json_file;
   std::vector<std::string> images;
   bool json = false;
   std::unique_ptr<ConfigFlags> flags;
@@ -79,12 +79,12 @@ void evaluate(const UseArguments& a) {
   DataCache data;
   const OpenedRun opened = open_run(a, &data);
   auto* images = dynamic_cast<ImageTask*>(&opened.task());
-  if (!a.classifier.empty()) {
-    if (images == nullptr || opened.task().config().model == "classifier")
-      fail(ErrorKind::usage, "evaluate: --classifier judges images; {} is a run of {}, which makes none", a.run,
-           opened.task().config().model);
-    images->set_judge(load_classifier(a.classifier), a.classifier);
-  }
+  const bool judged = !a.classifier.empty() || !a.inception.empty();
+  if (judged && (images == nullptr || opened.task().config().model == "classifier"))
+    fail(ErrorKind::usage, "evaluate: {} judges images; {} is a run of {}, which makes none",
+         a.classifier.empty() ? "--inception" : "--classifier", a.run, opened.task().config().model);
+  if (!a.classifier.empty()) images->add_judge(classifier_judge(load_classifier(a.classifier), a.classifier));
+  if (!a.inception.empty()) images->add_judge(inception_judge(a.inception));
   const auto start = std::chrono::steady_clock::now();
   std::vector<Figure> figures = opened.task().evaluate(opened.backend);
   figures.insert(figures.end(), given.begin(), given.end());
@@ -92,7 +92,7 @@ void evaluate(const UseArguments& a) {
   if (!a.json || !a.json_file.empty()) {
     fmt::print("{} at step {}, on {}:\n{}", a.run, opened.run.step, opened.task().evaluated_on(), to_text(figures));
     fmt::print("  {:<26} {:.1f} s\n", "time", seconds);
-    if (a.classifier.empty() && !std::isnan(value_of(figures, "mse")))
+    if (!judged && !std::isnan(value_of(figures, "mse")))
       fmt::print(
           "FID (classifier features) and IS (classifier) need a judge: {0} train classifier --data {2} --out "
           "runs/classifier, "
@@ -192,6 +192,9 @@ void add_evaluate(CLI::App& app) {
           ->expected(0, 1);
   command->add_option("--classifier", a->classifier,
                       "run of `train classifier` that judges the images: FID (classifier features), IS (classifier)");
+  command->add_option("--inception", a->inception,
+                      "safetensors file of Inception-v3's weights (names of pytorch-fid), which judges the images: FID "
+                      "and IS where these are the original ones; minutes for a thousand images");
   command->add_option("--features-real", a->features_real,
                       ".npy of features (N,D) of real images, made elsewhere, for their Frechet distance to");
   command->add_option("--features-generated", a->features_generated, ".npy of features (M,D) of generated images");

@@ -153,7 +153,7 @@ std::vector<CurvePanel> AutoencoderTask::curves() const {
 }
 
 std::vector<Figure> AutoencoderTask::evaluate(Backend& backend) {
-  return figures_of(evaluate_model(model_, data().test, config().batch, backend, judge()), judge_run());
+  return figures_of(evaluate_model(model_, data().test, config().batch, backend, judges()), judges());
 }
 
 std::vector<std::string> AutoencoderTask::write_files(const RunFolder& folder, Backend& backend) {

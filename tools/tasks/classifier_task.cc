@@ -67,7 +67,9 @@ class ClassifierTask : public ImageTask {
 
   std::vector<Figure> evaluate(Backend& backend) override {
     const ImageSet& test = data().test;
-    const Answers answers = classify(model_, test, config().batch, backend);
+    // It judges and outlives the judge: no owner.
+    const std::shared_ptr<const Classifier> self(std::shared_ptr<const Classifier>(), &model_);
+    const Answers answers = answers_of(classifier_judge(self, ""), test, config().batch, backend);
     const double right = accuracy(answers.logits, test.labels), entropy = cross_entropy(answers.logits, test.labels);
     return {{"images", static_cast<double>(test.count), "", ""},
             {"classes", static_cast<double>(model_.config().classes), "", ""},

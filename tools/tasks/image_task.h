@@ -1,11 +1,13 @@
 // What tasks on images share: the data set, its batches in the order of Loader, sizes without data.
 #pragma once
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
-#include "models/classifier.h"
 #include "tools/data/loader.h"
+#include "tools/judge.h"
 #include "tools/session.h"
 #include "tools/task.h"
 
@@ -22,15 +24,11 @@ class ImageTask : public Task {
   void feed(Program& program, std::int64_t step) override;  // to the input "images"
   void end_feeding() override { loader_.reset(); }
   std::string evaluated_on() const override;
-  // Who judges the model's images in evaluate(), and the run that it is of. Nobody until this is called.
-  void set_judge(std::unique_ptr<Classifier> judge, std::string run) {
-    judge_ = std::move(judge);
-    judge_run_ = std::move(run);
-  }
+  // Who judges the model's images in evaluate(). Nobody until this is called.
+  void add_judge(ImageJudge judge) { judges_.push_back(std::move(judge)); }
 
  protected:
-  const Classifier* judge() const { return judge_.get(); }  // null: nobody
-  const std::string& judge_run() const { return judge_run_; }
+  std::span<const ImageJudge> judges() const { return judges_; }
   const Dataset& data() const;  // Error{usage}: made without data
   const ImageSize& images() const { return images_; }
   std::uint32_t seed() const { return static_cast<std::uint32_t>(config().seed); }
@@ -41,8 +39,7 @@ class ImageTask : public Task {
   const Dataset* data_;
   ImageSize images_;
   std::unique_ptr<Loader> loader_;
-  std::unique_ptr<Classifier> judge_;
-  std::string judge_run_;
+  std::vector<ImageJudge> judges_;
   std::int64_t next_step_ = 0;  // that the loader gives
 };
 

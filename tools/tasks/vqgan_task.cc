@@ -90,7 +90,7 @@ class VqGanTask : public ImageTask, private Tokenizer {
   std::vector<CurvePanel> curves() const override;
 
   std::vector<Figure> evaluate(Backend& backend) override {
-    return figures_of(evaluate_images(image_model(), data().test, config().batch, backend, judge()), judge_run());
+    return figures_of(evaluate_images(image_model(), data().test, config().batch, backend, judges()), judges());
   }
   std::vector<std::string> write_files(const RunFolder& folder, Backend& backend) override {
     const Pictures pictures = reconstruct(image_model(), data().test, kPictures, backend);
