@@ -375,8 +375,10 @@ std::unique_ptr<Program::Impl> build_program(const Tape& tape, std::span<const s
   p->source = &tape;
   Passes passes(tape, fetches);
   if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
-  if (options.optimize) passes.apply(simplify(passes.tape()));
+  // Before arithmetic, which would compute b - a of constants, and after it, which may show that two values are one.
   if (options.exact_forward) passes.apply(apply_exact_forward(passes.tape()));
+  if (options.optimize) passes.apply(simplify(passes.tape()));
+  if (options.exact_forward && options.optimize) passes.apply(apply_exact_forward(passes.tape()));
   passes.apply(forward_aliases(passes.tape()));
   if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
   passes.apply(decompose_unsupported(

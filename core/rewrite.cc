@@ -187,6 +187,11 @@ Rewritten simplify(const Tape& tape) {
 Rewritten apply_exact_forward(const Tape& tape) {
   const auto instrs = tape.instrs();
   auto made_by = [&](std::int32_t value) -> const Instr& { return instrs[ix(tape.producer(value))]; };
+  auto same = [&](std::int32_t a, std::int32_t b) {
+    if (a == b) return true;
+    const auto constant = uniform_value(tape, a);
+    return constant && constant == uniform_value(tape, b) && tape.type(a) == tape.type(b);
+  };
   Rewriter r(tape);
   for (std::size_t i = 0; i < instrs.size(); ++i) {
     const Instr& instr = instrs[i];
@@ -197,7 +202,7 @@ Rewritten apply_exact_forward(const Tape& tape) {
         const Instr& stop = made_by(instr.inputs[1 - k]);
         if (op_def(stop.op).role != Role::stop_gradient) continue;
         const Instr& difference = made_by(stop.inputs[0]);
-        if (op_def(difference.op).role != Role::sub || difference.inputs[1] != a) continue;
+        if (op_def(difference.op).role != Role::sub || !same(difference.inputs[1], a)) continue;
         const std::int32_t b = difference.inputs[0];
         if (tape.type(b) == tape.type(instr.outputs[0])) exact = b;
       }

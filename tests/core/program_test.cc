@@ -323,6 +323,25 @@ TEST_P(Programs, ExactForwardRespectsBroadcasting) {
   expect_values(p.fetch(y), {7, 8, 7, 8});
 }
 
+// b - a was computed as arithmetic on constants before the pattern was looked for, and the sum lost b; a constant b lost
+// its extents to that arithmetic, and with them the pattern.
+TEST_P(Programs, ExactForwardOfConstantsIsNotFoldedAway) {
+  const TensorType type{DType::f32, {3}};
+  for (const bool variable_a : {false, true})
+    for (const bool recorded_twice : {false, true}) {
+      Variable w("w", numbers({3}, {1000, 1000, 1000}));
+      Tape tape;
+      const auto make_a = [&] { return variable_a ? tape.read(w) : tape.constant(1000, type); };
+      const Value a = make_a(), again = recorded_twice ? make_a() : a, b = tape.constant(1e-5, type);
+      const Value y = a + stop_gradient(b - again), swapped = stop_gradient(b - again) + a;
+      Program p = compile(tape, {y, swapped}, on());
+      p.run();
+      for (const Value& v : {y, swapped})
+        EXPECT_TRUE(same_bits(p.fetch(v), Tensor::full(type, 1e-5))) << p.explain() << variable_a << recorded_twice;
+      EXPECT_EQ(p.stats().steps, 0u) << p.explain();
+    }
+}
+
 TEST_P(Programs, CheckFiniteNamesTheFirstBadInstructionAndKeepsVariables) {
   Variable w("w", numbers({2}, {1, 1}));
   Tape tape;
