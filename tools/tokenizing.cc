@@ -8,13 +8,23 @@
 
 namespace sg::tools {
 
-Tensor encode_images(const Tokenizer& tokenizer, const ImageSet& images, std::int64_t batch, Backend& backend) {
+ImageEncoder::ImageEncoder(const Tokenizer& tokenizer, Backend& backend)
+    : tokenizer_(tokenizer),
+      programs_(
+          [this](Tape& tape, std::span<const TensorType> types) {
+            const Encoding encoding = tokenizer_.encode(tape, types[0].shape[0]);
+            return ProgramCache::Recording{{encoding.images}, {encoding.tokens}};
+          },
+          backend) {}
+
+Tensor ImageEncoder::encode(const ImageSet& images, std::int64_t batch) {
   batch = std::min(batch, images.count);
-  Tape tape;
-  const Encoding encoding = tokenizer.encode(tape, batch);
-  Program program = compile(tape, {encoding.tokens}, backend);
-  Tensor pixels(encoding.images.type()), some(encoding.tokens.type());
-  Tensor tokens({DType::i32, tokenizer.token_shape(images.count)});
+  const TensorType type{DType::f32, {batch, images.height, images.width, images.channels}};
+  ProgramCache::Entry& e = programs_.at({&type, 1});
+  Program& program = *e.program;
+  const Value input = e.recorded.inputs[0], output = e.recorded.fetches[0];
+  Tensor pixels(type), some(output.type());
+  Tensor tokens({DType::i32, tokenizer_.token_shape(images.count)});
   const std::int64_t per_image = tokens.elements() / images.count;
   std::vector<std::int32_t> indices(static_cast<std::size_t>(batch));
   for (std::int64_t first = 0; first < images.count; first += batch) {
@@ -22,9 +32,9 @@ Tensor encode_images(const Tokenizer& tokenizer, const ImageSet& images, std::in
     for (std::int64_t i = 0; i < batch; ++i)
       indices[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i < here ? first + i : first);
     copy_images(images, indices, pixels);
-    program.feed(encoding.images, pixels);
+    program.feed(input, pixels);
     program.run();
-    program.fetch_into(encoding.tokens, some);
+    program.fetch_into(output, some);
     std::copy_n(some.span<std::int32_t>().begin(), here * per_image,
                 tokens.span<std::int32_t>().begin() + first * per_image);
   }

@@ -45,8 +45,9 @@ void tokenize(const Arguments& a) {
     fail(ErrorKind::io, "the run in {} is for images of {}; those of {} are {}", a.run, run.task->data_shape(),
          images.name, to_string(size_of(images.train)));
   TokenData data;
-  data.train = {encode_images(tokenizer, images.train, config.batch, backend), images.train.labels};
-  data.test = {encode_images(tokenizer, images.test, config.batch, backend), images.test.labels};
+  ImageEncoder encoder(tokenizer, backend);
+  data.train = {encoder.encode(images.train, config.batch), images.train.labels};
+  data.test = {encoder.encode(images.test, config.batch), images.test.labels};
   data.vocabulary = tokenizer.codes();
   data.classes = images.classes;
   data.origin = fmt::format("{} on {}", a.run, images.name);

@@ -154,7 +154,7 @@ void encode(const UseArguments& a) {
   ImageSize size;
   const Tokenizer& tokenizer = tokenizer_of(a, run.task(), "encode", size);
   const ImageSet images = images_to_encode(a, size);
-  const Tensor tokens = encode_images(tokenizer, images, run.task().config().batch, run.backend);
+  const Tensor tokens = ImageEncoder(tokenizer, run.backend).encode(images, run.task().config().batch);
   write_npy(a.out, tokens);
   fmt::print("{} images -> {}: i32{} tokens in 0..{}\n", images.count, a.out, to_string(tokens.shape()),
              tokenizer.codes() - 1);

@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "core/error.h"
+#include "core/program_cache.h"
 
 namespace sg::tools {
 namespace {
@@ -79,28 +80,42 @@ bool remembers(const TransformerVqConfig& c) {
   return c.attention == KeyAttention::vq || c.attention == KeyAttention::vq_window;
 }
 
-// A compiled step of reading: so many tokens of each lane at once.
-struct Reader {
-  Reader(const TransformerVq& model, const TransformerVqMemory& memory, std::int64_t tokens, Backend& backend)
-      : reading(build_reading(tape, model, memory, tokens)), program(compile(tape, {reading.logits}, backend)) {}
-  void read(std::span<const std::int32_t> tokens) {
-    program.feed(reading.tokens, Tensor::of<std::int32_t>(reading.tokens.shape(), tokens));
-    program.run();
+// Compiled steps of reading, by how many tokens of each lane are read at once. All of them carry the same memory on.
+class Reader {
+ public:
+  Reader(const TransformerVq& model, const TransformerVqMemory& memory, Backend& backend)
+      : lanes_(memory.batch()),
+        programs_(
+            [&model, &memory](Tape& tape, std::span<const TensorType> types) {
+              const TransformerVqReading r = build_reading(tape, model, memory, types[0].shape[1]);
+              return ProgramCache::Recording{{r.tokens}, {r.logits}};
+            },
+            backend),
+        logits_({DType::f32, {lanes_, model.config().vocabulary}}) {}
+  // tokens: as many of each lane, lane after lane. (lanes, vocabulary): logits of what follows.
+  const Tensor& read(std::span<const std::int32_t> tokens) {
+    const TensorType type{DType::i32, {lanes_, static_cast<std::int64_t>(tokens.size()) / lanes_}};
+    ProgramCache::Entry& e = programs_.at({&type, 1});
+    e.program->feed(e.recorded.inputs[0], Tensor::of<std::int32_t>(type.shape, tokens));
+    e.program->run();
+    e.program->fetch_into(e.recorded.fetches[0], logits_);
+    return logits_;
   }
-  Tape tape;
-  TransformerVqReading reading;
-  Program program;
+
+ private:
+  std::int64_t lanes_;
+  ProgramCache programs_;
+  Tensor logits_;
 };
 
 class RowGenerator : public TokenGenerator {
  public:
   RowGenerator(const TransformerVq& model, const TextData& data, std::int64_t rows, Backend& backend)
       : memory_(model.config(), rows),
-        reader_(model, memory_, 1, backend),
+        reader_(model, memory_, backend),
         length_(data.unit - 1),
         classes_(data.classes()),
         starts_(static_cast<std::size_t>(rows), static_cast<std::int32_t>(data.contents())),
-        all_(reader_.reading.logits.type()),
         logits_({DType::f32, {rows, data.contents()}}) {}
 
   std::int64_t sequences() const override { return memory_.batch(); }
@@ -120,10 +135,9 @@ class RowGenerator : public TokenGenerator {
   }
   // A row starts with a token after those of the data, which is never drawn.
   const Tensor& next(std::span<const std::int32_t> previous) override {
-    reader_.read(previous.empty() ? std::span<const std::int32_t>(starts_) : previous);
-    reader_.program.fetch_into(reader_.reading.logits, all_);
-    const auto from = all_.span<float>();
-    const std::int64_t width = all_.shape()[1];
+    const Tensor& all = reader_.read(previous.empty() ? std::span<const std::int32_t>(starts_) : previous);
+    const auto from = all.span<float>();
+    const std::int64_t width = all.shape()[1];
     for (std::int64_t r = 0; r < sequences(); ++r)
       std::copy_n(from.begin() + r * width, vocabulary(), logits_.span<float>().begin() + r * vocabulary());
     return logits_;
@@ -134,7 +148,7 @@ class RowGenerator : public TokenGenerator {
   Reader reader_;
   std::int64_t length_, classes_;
   std::vector<std::int32_t> starts_;  // of the rows that are made
-  Tensor all_, logits_;
+  Tensor logits_;
 };
 
 }  // namespace
@@ -340,21 +354,18 @@ std::vector<std::int32_t> TransformerVqTask::generate(std::span<const std::int32
       fail(ErrorKind::usage, "generate: token {} of the prompt; tokens are 0 to {}", token, c.vocabulary - 1);
 
   TransformerVqMemory memory(c, 1);
-  Reader one(model_, memory, 1, backend);
+  Reader reader(model_, memory, backend);
   std::size_t read = 0;
   const auto block = static_cast<std::size_t>(c.block);
-  if (prompt.size() > block) {  // all but at least the last token in steps of a block
-    Reader many(model_, memory, c.block, backend);
-    for (; read + block < prompt.size(); read += block) many.read(std::span(prompt).subspan(read, block));
-  }
-  for (; read < prompt.size(); ++read) one.read(std::span(prompt).subspan(read, 1));
+  // All but at least the last token in steps of a block.
+  for (; read + block < prompt.size(); read += block) reader.read(std::span(prompt).subspan(read, block));
+  for (; read + 1 < prompt.size(); ++read) reader.read(std::span(prompt).subspan(read, 1));
+  const Tensor* logits = &reader.read(std::span(prompt).last(1));
   HostRandom random(seed, "generate");
   std::vector<std::int32_t> out;
-  Tensor logits(one.reading.logits.type());
   for (std::int64_t i = 0; i < length; ++i) {
-    one.program.fetch_into(one.reading.logits, logits);
-    out.push_back(sample_token(logits.span<float>(), options, random));
-    if (i + 1 < length) one.read(std::span(out).last(1));
+    out.push_back(sample_token(logits->span<float>(), options, random));
+    if (i + 1 < length) logits = &reader.read(std::span(out).last(1));
   }
   return out;
 }
