@@ -4,6 +4,7 @@
 #include <chrono>
 #include <map>
 
+#include "core/recompute.h"
 #include "core/row_program.h"
 #include "ops/op_ids.h"
 #include "tools/bench_runner.h"
@@ -94,7 +95,9 @@ BenchStep::BenchStep(const TrainConfig& config, bool profile) : state_(std::make
   const auto compile_start = Clock::now();
   std::vector<Value> fetches;
   for (const NamedValue& m : s.step.metrics) fetches.push_back(m.value);
-  s.program.emplace(compile(s.tape, fetches, s.backend, {.check_finite = config.check_finite, .profile = profile}));
+  s.program.emplace(compile(
+      s.tape, fetches, s.backend,
+      {.check_finite = config.check_finite, .profile = profile, .recompute = recompute_by_name(config.recompute)}));
   const auto first_start = Clock::now();
   if (reads_images(config)) {
     s.task->feed(*s.program, 0);

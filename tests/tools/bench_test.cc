@@ -104,6 +104,19 @@ TEST(Bench, StepAgainstOneWithOtherSettings) {
   expect_fails("bench " + kSmallStep + " --against '--colour blue'", 2, "--against");
 }
 
+// --recompute was taken and ignored.
+TEST(Bench, StepRecomputes) {
+  const Json plain = figures_of(kSmallStep);
+  std::string table;
+  const Json again = figures_of(kSmallStep + " --recompute scopes", &table);
+  EXPECT_FALSE(plain.contains("recompute"));
+  EXPECT_GT(again["recompute"]["instructions"].get<int>(), 0);
+  EXPECT_EQ(again["recompute"]["largest_live_set_without"], plain["lower_bound_bytes"]);
+  EXPECT_LT(again["lower_bound_bytes"].get<double>(), plain["lower_bound_bytes"].get<double>());
+  EXPECT_EQ(again["loss"], plain["loss"]);
+  SG_EXPECT_CONTAINS(table, "again; largest live set");
+}
+
 TEST(Bench, EveryModelHasAStepToTime) {
   const TempFolder folder;
   for (const std::string& model : task_names()) {

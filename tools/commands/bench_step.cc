@@ -9,6 +9,7 @@
 
 #include "backends/backends.h"
 #include "core/error.h"
+#include "core/recompute.h"
 #include "tools/bench_floor.h"
 #include "tools/bench_process.h"
 #include "tools/commands/bench.h"
@@ -187,6 +188,14 @@ void bench_step(StepArguments& a) {
   table += fmt::format(
       "  peak memory         {:.0f} MB resident; arena {:.1f} MB (without reuse {:.1f}, lower bound {:.1f})\n", peak_mb,
       mb(stats.arena_bytes), mb(stats.sum_bytes), mb(stats.lower_bound_bytes));
+  if (const RecomputeOptions again = recompute_by_name(config.recompute); again.mode != RecomputeOptions::Mode::none) {
+    table += fmt::format("  {}\n", stats.recompute.to_string(again));
+    figures["recompute"] = {{"setting", config.recompute},
+                            {"segments", stats.recompute.segments},
+                            {"instructions", stats.recompute.instructions},
+                            {"largest_live_set_without", stats.recompute.before},
+                            {"largest_live_set", stats.recompute.after}};
+  }
   if (a.floor || a.parts) measure_parts(a, step, table, figures);
   if (!a.against.empty()) measure_against(a, step, config, table, figures);
   if (a.explain)
