@@ -13,12 +13,15 @@ std::atomic<bool>& emulation() {
   return on;
 }
 
-}  // namespace
-
-bool has_bf16() {
-  const auto wanted = static_cast<unsigned>(dnnl_cpu_isa_avx512_core_bf16);
+bool has_isa(dnnl_cpu_isa_t isa) {
+  const auto wanted = static_cast<unsigned>(isa);
   return (static_cast<unsigned>(dnnl_get_effective_cpu_isa()) & wanted) == wanted;
 }
+
+}  // namespace
+
+bool has_bf16() { return has_isa(dnnl_cpu_isa_avx512_core_bf16); }
+bool has_amx() { return has_isa(dnnl_cpu_isa_avx512_core_amx); }
 
 void allow_emulated_bf16(bool on) { emulation() = on; }
 bool emulated_bf16_allowed() { return emulation(); }

@@ -13,6 +13,9 @@ namespace sg::cpu {
 // Whether the processor has avx512_bf16 (and oneDNN may use it).
 bool has_bf16();
 
+// Whether it has AMX tiles for bf16, and oneDNN may use them.
+bool has_amx();
+
 // Lets oneDNN emulate the missing instructions, on processors with AVX-512 at all: the same numbers, slower than f32.
 // For tests and for the curious; concerns what is lowered from now on.
 void allow_emulated_bf16(bool on);

@@ -50,9 +50,11 @@ inline auto backward_weights_pd(const ConvDesc& d, const dnnl::primitive_attr& a
                                                             forward_pd(d.forward(), {}, engine), attr);
 }
 
-inline auto matmul_pd(const Md& a, const Md& b, const Md& c, const dnnl::primitive_attr& attr,
+// bias: a zero descriptor where there is none.
+inline auto matmul_pd(const Md& a, const Md& b, const Md& bias, const Md& c, const dnnl::primitive_attr& attr,
                       const dnnl::engine& engine) {
-  return dnnl::matmul::primitive_desc(engine, a, b, c, attr);
+  return bias.is_zero() ? dnnl::matmul::primitive_desc(engine, a, b, c, attr)
+                        : dnnl::matmul::primitive_desc(engine, a, b, bias, c, attr);
 }
 
 #else
@@ -82,9 +84,11 @@ inline auto backward_weights_pd(const ConvDesc& d, const dnnl::primitive_attr& a
       forward_pd(d.forward(), {}, engine));
 }
 
-inline auto matmul_pd(const Md& a, const Md& b, const Md& c, const dnnl::primitive_attr& attr,
+// bias: a zero descriptor where there is none.
+inline auto matmul_pd(const Md& a, const Md& b, const Md& bias, const Md& c, const dnnl::primitive_attr& attr,
                       const dnnl::engine& engine) {
-  return dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, c), attr, engine);
+  return dnnl::matmul::primitive_desc(
+      bias.is_zero() ? dnnl::matmul::desc(a, b, c) : dnnl::matmul::desc(a, b, bias, c), attr, engine);
 }
 
 #endif

@@ -2,12 +2,14 @@
 // by their strides and packed into the layout that the primitive asks for. conv2d_transpose is the convolution's
 // backward-data primitive itself: oneDNN's deconvolution costs 4 % more (35 % in bf16) for the same work.
 #include <algorithm>
+#include <array>
 
 #include "backends/cpu/lowering.h"
 #include "backends/cpu/onednn_ops.h"
 #include "backends/cpu/onednn_step.h"
 #include "backends/cpu/plain_loops.h"
 #include "backends/cpu/tune.h"
+#include "backends/cpu/window_conv.h"
 #include "backends/cpu/winograd.h"
 #include "ops/op_ids.h"
 
@@ -118,7 +120,10 @@ constexpr std::int64_t kFewChannels = 4;
 constexpr std::int64_t kColumnsPossible = 16;
 
 ConvAlgorithm choose(const LowerCtx& ctx, const ConvShape& s, ConvOp op) {
-  if (!in_f32(ctx)) return ConvAlgorithm::formula;
+  if (!in_f32(ctx)) {
+    if (!cpu::windows_possible(s, op)) return ConvAlgorithm::formula;
+    return cpu::conv_algorithm(ctx, std::array{ConvAlgorithm::direct, ConvAlgorithm::windows});
+  }
   std::vector<ConvAlgorithm> possible{ConvAlgorithm::direct, ConvAlgorithm::automatic};
   if (winograd_use() != WinogradUse::never && cpu::winograd_possible(s, op))
     possible.push_back(ConvAlgorithm::winograd);
@@ -140,13 +145,19 @@ WinogradUse winograd_for(ConvAlgorithm algorithm) {
                                                 : WinogradUse::never;
 }
 
+// In bf16.
+bool by_windows(const LowerCtx& ctx, const ConvShape& s, ConvOp op, ConvAlgorithm algorithm) {
+  if (in_f32(ctx) || !cpu::windows_possible(s, op)) return false;
+  return algorithm == ConvAlgorithm::formula ? cpu::windows_faster(s, op) : algorithm == ConvAlgorithm::windows;
+}
+
 std::unique_ptr<Step> transpose_by_columns(LowerCtx& ctx, const ConvShape& s) {
   const std::int64_t rows = s.n * s.ho * s.wo, taps = s.kh * s.kw * s.c, elements = s.n * s.h * s.w * s.c;
   const Type type = data_type(ctx.in_type(0).dtype);
   const Md y({rows, s.o}, type, Dims{s.o, 1}), w({s.o, taps}, type, Dims{1, s.o}),
       columns({rows, taps}, kF32, Dims{taps, 1});
   auto step = std::make_unique<onednn::PrimitiveStep>();
-  const auto pd = onednn::matmul_pd(y, w, columns, onednn::user_scratchpad(), onednn::engine());
+  const auto pd = onednn::matmul_pd(y, w, {}, columns, onednn::user_scratchpad(), onednn::engine());
   const dnnl::memory product = step->in_scratch(columns);
   step->call<dnnl::matmul>(pd, {{DNNL_ARG_SRC, onednn::memory_at(y, ctx.in<void>(0))},
                                 {DNNL_ARG_WEIGHTS, onednn::memory_at(w, ctx.in<void>(1))},
@@ -190,6 +201,8 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
     if (auto step = cpu::winograd_forward(ctx, s, winograd_for(algorithm), bias ? ctx.in<float>(2) : nullptr, relu))
       return step;
   return onednn::guarded("conv2d", [&]() -> std::unique_ptr<Step> {
+    if (by_windows(ctx, s, ConvOp::forward, algorithm))
+      return cpu::windows_forward(ctx, s, bias ? ctx.in<void>(2) : nullptr, relu);
     const Type type = data_type(ctx.in_type(0).dtype);
     onednn::ConvDesc d = conv_desc(s, algorithm, type, type);
     d.has_bias = bias;
@@ -226,6 +239,7 @@ std::unique_ptr<Step> lower_conv2d_transpose(LowerCtx& ctx) {
   return onednn::guarded("conv2d_transpose", [&]() -> std::unique_ptr<Step> {
     const bool by_formula = algorithm == ConvAlgorithm::formula && s.groups == 1 && s.c <= kFewChannels;
     if (by_formula || algorithm == ConvAlgorithm::columns) return transpose_by_columns(ctx, s);
+    if (by_windows(ctx, s, ConvOp::transposed, algorithm)) return cpu::windows_transposed(ctx, s);
     const Type type = data_type(ctx.in_type(0).dtype);
     const onednn::ConvDesc d = conv_desc(s, algorithm, type, type);
     const auto pd = onednn::backward_data_pd(d, onednn::user_scratchpad(), onednn::engine());
@@ -251,13 +265,13 @@ std::unique_ptr<Step> lower_conv2d_weight_grad(LowerCtx& ctx) {
   if (in_f32(ctx))
     if (auto step = cpu::winograd_weight_grad(ctx, s, winograd_for(algorithm))) return step;
   return onednn::guarded("conv2d_weight_grad", [&]() -> std::unique_ptr<Step> {
+    if (by_windows(ctx, s, ConvOp::weight_grad, algorithm)) return cpu::windows_weight_grad(ctx, s);
     // Parts of the batch, each summed in f32 by one thread, cut by the shape alone.
     const std::int64_t images = (s.n + parts_of(s) - 1) / parts_of(s), parts = (s.n + images - 1) / images;
     auto step = std::make_unique<onednn::PrimitiveStep>();
     const Type type = data_type(ctx.in_type(0).dtype);
     const auto element = static_cast<std::int64_t>(size_of(ctx.in_type(0).dtype));
-    const dnnl::memory stored =
-        onednn::memory_at(stored_weights(s, data_type(ctx.out_type().dtype)), ctx.out<void>());
+    const dnnl::memory stored = onednn::memory_at(stored_weights(s, data_type(ctx.out_type().dtype)), ctx.out<void>());
     std::vector<onednn::PrimitiveStep::Part> calls;
     std::vector<dnnl::memory> sums;
     std::string name;

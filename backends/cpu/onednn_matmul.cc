@@ -36,7 +36,7 @@ std::unique_ptr<Step> in_parts(LowerCtx& ctx, const MatmulShape& s, const Md& c)
     const std::int64_t k = std::min(inner, s.k - first);
     const Md a({s.m, k}, type, s.transpose_a ? Dims{1, s.m} : Dims{s.k, 1}),
         b({k, s.n}, type, s.transpose_b ? Dims{1, s.k} : Dims{s.n, 1});
-    const auto pd = onednn::matmul_pd(a, b, wide, onednn::user_scratchpad(), onednn::engine());
+    const auto pd = onednn::matmul_pd(a, b, {}, wide, onednn::user_scratchpad(), onednn::engine());
     name = pd.impl_info_str();
     sums.push_back(first == 0 && c == wide ? result : step->in_scratch(wide));
     parts.push_back({dnnl::matmul(pd),
@@ -78,7 +78,7 @@ std::unique_ptr<Step> lower_matmul(LowerCtx& ctx) {
              c = matrix(ctx.out_type().dtype, s.batch, s.m, s.n, false);
     if (parts_of(s) > 1) return in_parts(ctx, s, c);
     auto step = std::make_unique<onednn::PrimitiveStep>();
-    step->call<dnnl::matmul>(onednn::matmul_pd(a, b, c, onednn::user_scratchpad(), onednn::engine()),
+    step->call<dnnl::matmul>(onednn::matmul_pd(a, b, {}, c, onednn::user_scratchpad(), onednn::engine()),
                              {{DNNL_ARG_SRC, onednn::memory_at(a, ctx.in<void>(0))},
                               {DNNL_ARG_WEIGHTS, onednn::memory_at(b, ctx.in<void>(1))},
                               {DNNL_ARG_DST, onednn::memory_at(c, ctx.out<void>())}});

@@ -10,12 +10,6 @@ namespace {
 constexpr std::size_t kAlign = 64;
 constexpr std::int64_t kDearSum = 32768;  // elements that are worth waking a thread for
 
-// A CPU stream of the OpenMP runtime keeps no state: one serves all programs.
-const dnnl::stream& stream() {
-  static const dnnl::stream s(engine());
-  return s;
-}
-
 class ThreadCount {
  public:
   explicit ThreadCount(int wanted) : saved_(omp_get_max_threads()) {
@@ -55,6 +49,11 @@ class PackStep final : public Step {
 const dnnl::engine& engine() {
   static const dnnl::engine e(dnnl::engine::kind::cpu, 0);
   return e;
+}
+
+const dnnl::stream& stream() {
+  static const dnnl::stream s(engine());
+  return s;
 }
 
 dnnl::memory::data_type data_type(DType t) {

@@ -15,6 +15,7 @@
 namespace sg::onednn {
 
 const dnnl::engine& engine();
+const dnnl::stream& stream();  // of the OpenMP runtime; keeps no state: one serves all programs and threads
 dnnl::memory::data_type data_type(DType t);  // of f32 and bf16
 std::unique_ptr<Step> zeros(LowerCtx& ctx);  // of an instruction whose only output is a sum of no terms
 dnnl::primitive_attr user_scratchpad();  // the attributes that every primitive here starts from

@@ -24,7 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kFormat = "stopgrad convolutions 1";
-constexpr std::string_view kNames[] = {"formula", "direct", "automatic", "winograd", "columns"};
+constexpr std::string_view kNames[] = {"formula", "direct", "automatic", "winograd", "columns", "windows"};
 
 std::optional<cpu::ConvAlgorithm> algorithm_by_name(std::string_view name) {
   for (std::size_t i = 1; i < std::size(kNames); ++i)
@@ -164,10 +164,10 @@ double time_of(const LowerCtx& ctx, cpu::ConvAlgorithm algorithm) {
     const std::vector<Value> y = tape.emit(ctx.instr().op, inputs, ctx.attrs());
     Program program = compile(tape, y, cpu_backend());
     for (const Value& x : inputs) {
-      Tensor t(x.type());
+      Tensor t({DType::f32, x.shape()});
       float value = 0.1f;  // neither zeros nor subnormal numbers, which take another time
       for (float& v : t.span<float>()) v = value = value > 1.9f ? 0.1f : value * 1.01f;
-      program.feed(x, t);
+      program.feed(x, t.cast(x.dtype()));
     }
     double best = INFINITY;
     for (int i = 0; i < kWarm + kRuns; ++i) {

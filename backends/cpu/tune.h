@@ -17,8 +17,9 @@ enum class Tuning : std::uint8_t { off, cached, on };
 Tuning tuning();
 void set_tuning(Tuning tuning);
 
-// formula: winograd where it is expected to be faster, else oneDNN. columns: a product and a gather.
-enum class ConvAlgorithm : std::uint8_t { formula, direct, automatic, winograd, columns };
+// formula: winograd, or in bf16 windows, where it is expected to be faster, else oneDNN. columns: a product and a
+// gather. windows: a gather and a product.
+enum class ConvAlgorithm : std::uint8_t { formula, direct, automatic, winograd, columns, windows };
 
 // The algorithm for the convolution that ctx lowers. `possible`: those that can compute it, besides formula.
 // formula where tuning is off, or where the file does not know the shape and trials are off.

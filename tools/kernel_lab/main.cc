@@ -167,7 +167,7 @@ void products(const std::vector<std::string>& sizes, const BenchOptions& options
         const Md a({m, k}, type, Dims{k, 1}), c({m, n}, Type::f32, Dims{n, 1}),
             b({k, n}, type, transposed ? Dims{1, k} : Dims{n, 1});
         try {
-          const auto pd = onednn::matmul_pd(a, b, c, {}, onednn::engine());
+          const auto pd = onednn::matmul_pd(a, b, {}, c, {}, onednn::engine());
           group.variants.push_back(variant(
               fmt::format("{}, second side ({})", type == Type::f32 ? "f32" : "bf16", transposed ? "N,K" : "K,N"),
               dnnl::matmul(pd),
