@@ -11,6 +11,7 @@
 #include "core/autodiff.h"
 #include "core/gradcheck.h"
 #include "core/program.h"
+#include "core/program_cache.h"
 #include "core/rewrite.h"
 #include "core/safetensors.h"
 #include "ops/conv.h"
