@@ -526,6 +526,22 @@ std::string RowProgram::formula() const {
   return text;
 }
 
+bool is_read_across_rows(const Tape& tape, const Instr& region, int input) {
+  const RowProgram& p = tape.row_program(region.attrs.i("program"));
+  const auto memory_of = [&](std::int32_t v) {
+    for (;;) {
+      const Instr& maker = tape.instrs()[ix(tape.producer(v))];
+      const Role role = op_def(maker.op).role;
+      if (role != Role::alias && role != Role::after && role != Role::stop_gradient) return v;
+      v = maker.inputs[0];
+    }
+  };
+  const std::int32_t memory = memory_of(region.inputs[ix(input)]);
+  for (std::size_t k = 0; k < region.inputs.size(); ++k)
+    if (memory_of(region.inputs[k]) == memory && p.registers[k].layout != p.registers[ix(input)].layout) return true;
+  return false;
+}
+
 Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible) {
   constexpr std::size_t kLimit = 20000;  // beyond, the searches for cycles would dominate compile time
   if (tape.instrs().size() > kLimit) return {nullptr, {}};

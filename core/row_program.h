@@ -37,6 +37,10 @@ struct RowProgram {
   std::string formula() const;       // "r3 = mul r0 r1; ..." for explain()
 };
 
+// Whether an operand of a region comes in under another layout, too, by its own name or as a reshape of the same memory:
+// then rows other than its own are read, and nothing may be written over it while the region runs.
+bool is_read_across_rows(const Tape& tape, const Instr& region, int input);
+
 // Puts the instructions that `fusible` admits (a backend's row operations) into regions. Each region becomes one
 // instruction of the op with Role::region, {"program": pool index}. Instructions may move, never past a dependency.
 Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible);

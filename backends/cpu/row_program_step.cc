@@ -524,10 +524,8 @@ bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int outpu
   const RowProgram& p = tape.row_program(instr.attrs.i("program"));
   const auto &in = p.registers[ix(i)], &out = p.registers[ix(p.outputs[ix(output)])];
   const bool tiled = in.layout == Layout::full || in.layout == Layout::row;
-  // The same value may come in under two layouts; then other rows read it too.
-  const auto value = instr.inputs[ix(i)];
   return tiled && in.layout == out.layout && size_of(in.dtype) == size_of(out.dtype) &&
-         std::count(instr.inputs.begin(), instr.inputs.end(), value) == 1;
+         !is_read_across_rows(tape, instr, i);
 }
 
 }  // namespace sg::cpu

@@ -373,9 +373,8 @@ bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int outpu
            size_of(tape.type(instr.inputs[ix(i)]).dtype) == size_of(tape.type(instr.outputs[0]).dtype);
   const RowProgram& p = tape.row_program(instr.attrs.i("program"));
   const auto &in = p.registers[ix(i)], &out = p.registers[ix(p.outputs[ix(output)])];
-  // The same value may come in under two layouts; then other rows read it too.
   return in.layout == Layout::full && out.layout == Layout::full && size_of(in.dtype) == size_of(out.dtype) &&
-         std::count(instr.inputs.begin(), instr.inputs.end(), instr.inputs[ix(i)]) == 1;
+         !is_read_across_rows(tape, instr, i);
 }
 
 std::unique_ptr<Step> lower_row_program(Device& device, LowerCtx& ctx) {

@@ -1,4 +1,5 @@
-// Row programs: fused and unfused tapes agree, on thousands of random tapes by seed, for any number of threads.
+// Row programs: fused and unfused tapes agree, on thousands of random tapes by seed, on each executor and for any
+// number of threads.
 #include "core/row_program.h"
 
 #include <gtest/gtest.h>
@@ -7,10 +8,13 @@
 #include <random>
 
 #include "backends/backends.h"
+#include "backends/cpu/kernels.h"
+#include "backends/cpu/row_jit.h"
 #include "core/autodiff.h"
 #include "core/program.h"
 #include "ops/elementwise.h"
 #include "ops/estimators.h"
+#include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/op_ids.h"
 #include "ops/reduce.h"
@@ -175,20 +179,56 @@ double worst_difference(const Tensor& a, const Tensor& b) {
   return worst;
 }
 
-TEST(RowPrograms, RandomTapesAgreeWithUnfused) {
-  std::size_t regions = 0;
-  for (std::uint32_t seed = 1; seed <= 1500; ++seed) {
-    const DType dtype = seed % 4 == 0 ? DType::f64 : DType::f32;
-    RandomTape tape(seed, dtype);
-    CompileOptions plain;
-    plain.fuse = false;
-    const auto fused = tape.run({}, &regions), unfused = tape.run(plain);
-    for (std::size_t k = 0; k < fused.size(); ++k)
-      ASSERT_LE(worst_difference(unfused[k], fused[k]), dtype == DType::f32 ? 2e-5 : 1e-12)
-          << "seed " << seed << ", fetch " << k << "\n"
-          << tape.text();
+// Runs f with each way in which row programs are executed here: interpreted, and as code for each instruction set that
+// there is.
+template <class F>
+void on_each_executor(F f) {
+  const std::string before = isa_name();
+  cpu::set_code_generation(false);
+  f("interpreted");
+  cpu::set_code_generation(true);
+  for (const std::string& isa : isa_names()) {
+    set_isa(isa);
+    if (cpu::has_generator()) f(isa);
   }
-  EXPECT_GT(regions, 1500u);  // the comparison is of something
+  set_isa(before);
+}
+
+TEST(RowPrograms, RandomTapesAgreeWithUnfused) {
+  on_each_executor([](const std::string& executor) {
+    std::size_t regions = 0;
+    for (std::uint32_t seed = 1; seed <= 1500; ++seed) {
+      const DType dtype = seed % 4 == 0 ? DType::f64 : DType::f32;
+      RandomTape tape(seed, dtype);
+      CompileOptions plain;
+      plain.fuse = false;
+      const auto fused = tape.run({}, &regions), unfused = tape.run(plain);
+      for (std::size_t k = 0; k < fused.size(); ++k)
+        ASSERT_LE(worst_difference(unfused[k], fused[k]), dtype == DType::f32 ? 2e-5 : 1e-12)
+            << executor << ", seed " << seed << ", fetch " << k << "\n"
+            << tape.text();
+    }
+    EXPECT_GT(regions, 1500u) << executor;  // the comparison is of something
+  });
+}
+
+// x comes in per row and, reshaped, per column: its result of one number per row is not to be written over it.
+TEST(RowPrograms, WhatIsReadAcrossRowsUnderAnotherNameIsNotWrittenOver) {
+  constexpr std::int64_t n = 300;
+  Tape t;
+  const Value a = t.input("a", {DType::f32, {n, 4}}), b = t.input("b", {DType::f32, {4, 1}});
+  const Value x = matmul(a, b), y = sum(square(x - reshape(x, Shape{1, n})), {-1}, true);
+  std::mt19937 rng(11);
+  const Tensor rows = random_tensor(rng, a.type()), column = random_tensor(rng, b.type());
+  const auto run = [&](const std::string& name) {
+    Program p = compile(t, {y}, backend(name));
+    p.feed(a, rows), p.feed(b, column);
+    p.run();
+    return p.fetch(y);
+  };
+  const Tensor want = run("reference");
+  on_each_executor(
+      [&](const std::string& executor) { EXPECT_LE(worst_difference(want, run("cpu")), 1e-4) << executor; });
 }
 
 // A single row has values of its own, too: it is not to be cut into tiles that each make them anew.
