@@ -16,6 +16,7 @@
 
 #include "backends/cpu/lowering.h"
 #include "backends/cpu/row_jit.h"
+#include "backends/cpu/row_passes.h"
 #include "core/row_program.h"
 
 namespace sg::cpu {
@@ -25,7 +26,7 @@ using Layout = RowProgram::Layout;
 using Kind = RowProgram::Kind;
 
 constexpr std::size_t kTileBytes =
-    24 * 1024;  // all temporaries of a tile: they share the first-level cache with operands
+    32 * 1024;  // all temporaries of a tile: they share the first-level cache with operands
 constexpr Index kMaxTile = 4096, kMinTile = 256;
 constexpr Index kMaxChunks = 64;
 
@@ -38,7 +39,8 @@ struct Place {
   std::byte* base = nullptr;  // memory: element 0 of the whole array
   std::size_t offset = 0;     // scratch: bytes into the thread's part
   std::size_t element = 4;
-  std::byte* copy_to = nullptr;  // scratch that is an output: written to memory when the tile is done
+  Index per_element = 0, per_row = 0;  // memory: bytes from one of the space to the next
+  std::byte* copy_to = nullptr;        // scratch that is an output: written to memory when the tile is done
 };
 
 struct Tile {
@@ -107,14 +109,20 @@ class Chunks {
 bool over_rows(Kind kind) { return kind == Kind::reduce_columns || kind == Kind::reduce_all; }
 
 struct Exec {
+  RowPass::Form form = RowPass::single;
   Kind kind = Kind::elementwise;
   RowKernel kernel;
-  std::array<int, 3> in{};
+  int code = 0;  // of a form that is not `single`
+  std::array<int, 4> in{};
   int inputs = 0;
   int out = 0;
   double p = 0, q = 0;
   std::size_t fold = 0;  // doubles before this op's partial in a chunk's part
   bool rounds = false;   // to bf16
+  // What an elementwise kernel is called with.
+  std::size_t mode = 0;
+  bool one_row = false;  // no operand changes from row to row: the tile is one long row
+  std::array<Index, 4> stride{};
 };
 
 template <class T>
@@ -122,10 +130,9 @@ class Interpreter {
  public:
   Interpreter(LowerCtx& ctx, const RowProgram& program)
       : p_(program), table_(common_table<T>()), flat_(can_be_cut(p_)) {
-    place_registers(ctx);
-    for (const RowProgram::Op& op : p_.code) {
-      Exec e{op.kind, row_kernel(op.op), {}, static_cast<int>(op.in.size()), op.out};
-      std::copy(op.in.begin(), op.in.end(), e.in.begin());
+    for (const RowPass& pass : passes_of(p_)) {
+      const RowProgram::Op& op = p_.code[ix(pass.op)];
+      Exec e{pass.form, op.kind, row_kernel(op.op), pass.code, pass.in, pass.inputs, op.out};
       if (e.kernel.kind == RowKernel::unary) {
         if (op.attrs.has("slope")) e.p = op.attrs.d("slope");
         if (op.attrs.has("lo")) e.p = op.attrs.d("lo"), e.q = op.attrs.d("hi");
@@ -137,6 +144,8 @@ class Interpreter {
       }
       code_.push_back(e);
     }
+    place_registers(ctx);
+    for (Exec& e : code_) plan_operands(e);
     const Index tiles = flat_ ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows, tile_rows_);
     chunks_ = Chunks(ctx, tiles, scratch_bytes_, fold_size_, p_.rows * p_.columns * static_cast<Index>(code_.size()),
                      kParallelWork);
@@ -150,8 +159,8 @@ class Interpreter {
   }
 
   std::string detail() const {
-    return fmt::format("{} x {}, {} ops, tiles of {}: {}", p_.rows, p_.columns, p_.code.size(),
-                       flat_ ? tile_ : tile_rows_ * p_.columns, p_.formula());
+    return fmt::format("{} x {}, {} ops in {} {}, tiles of {}: {}", p_.rows, p_.columns, p_.code.size(), code_.size(),
+                       code_.size() == 1 ? "pass" : "passes", flat_ ? tile_ : tile_rows_ * p_.columns, p_.formula());
   }
 
  private:
@@ -170,9 +179,9 @@ class Interpreter {
     places_.resize(p_.registers.size());
     const Instr& instr = ctx.instr();
     std::vector<int> last_use(p_.registers.size(), -1), made_at(p_.registers.size(), -1);
-    for (std::size_t i = 0; i < p_.code.size(); ++i) {
-      for (int r : p_.code[i].in) last_use[ix(r)] = static_cast<int>(i);
-      made_at[ix(p_.code[i].out)] = static_cast<int>(i);
+    for (std::size_t i = 0; i < code_.size(); ++i) {
+      for (int k = 0; k < code_[i].inputs; ++k) last_use[ix(code_[i].in[ix(k)])] = static_cast<int>(i);
+      made_at[ix(code_[i].out)] = static_cast<int>(i);
     }
     for (std::size_t r = 0; r < places_.size(); ++r) {
       places_[r].layout = p_.registers[r].layout;
@@ -191,9 +200,12 @@ class Interpreter {
       for (int i = 0; i < p_.inputs; ++i)
         clobbers = clobbers || (places_[ix(i)].base == memory && last_use[ix(i)] > made_at[ix(r)]);
       // ... or which this op reads as another element type.
-      for (int in : p_.code[ix(made_at[ix(r)])].in)
+      const Exec& maker = code_[ix(made_at[ix(r)])];
+      for (int k = 0; k < maker.inputs; ++k) {
+        const int in = maker.in[ix(k)];
         clobbers = clobbers || (in < p_.inputs && places_[ix(in)].base == memory &&
                                 p_.registers[ix(in)].dtype != p_.registers[ix(r)].dtype);
+      }
       if (clobbers)
         place.copy_to = memory;
       else
@@ -203,12 +215,14 @@ class Interpreter {
     struct Slot {
       Layout layout;
       std::size_t element;
+      DType dtype;  // of what is in it
       int free_after;
     };
     std::vector<Slot> slots;
     std::vector<int> slot_of(places_.size(), -1);
-    for (std::size_t i = 0; i < p_.code.size(); ++i) {
-      const auto r = ix(p_.code[i].out);
+    for (std::size_t i = 0; i < code_.size(); ++i) {
+      const auto r = ix(code_[i].out);
+      const DType dtype = p_.registers[r].dtype;
       const Layout layout = places_[r].layout;
       if (temporary[r] == 0 || (layout != Layout::full && layout != Layout::row)) continue;
       const int until =
@@ -217,13 +231,15 @@ class Interpreter {
       const int now = static_cast<int>(i);
       int found = -1;
       for (std::size_t s = 0; s < slots.size() && found < 0; ++s)
-        if (slots[s].layout == layout && slots[s].element == places_[r].element && slots[s].free_after < now)
+        if (slots[s].layout == layout && slots[s].element == places_[r].element &&
+            (slots[s].free_after < now ||
+             (slots[s].free_after == now && slots[s].dtype == dtype && code_[i].kind == Kind::elementwise)))
           found = static_cast<int>(s);
       if (found < 0) {
         found = static_cast<int>(slots.size());
-        slots.push_back({layout, places_[r].element, 0});
+        slots.push_back({layout, places_[r].element, dtype, 0});
       }
-      slots[ix(found)].free_after = until;
+      slots[ix(found)].free_after = until, slots[ix(found)].dtype = dtype;
       slot_of[r] = found;
     }
     std::size_t per_element = 0;
@@ -251,21 +267,22 @@ class Interpreter {
                                                           : 1;
       scratch_bytes_ += align64(ix(most) * sizeof(float));
     }
-    accumulator_offset_ = scratch_bytes_;
-    scratch_bytes_ += align64(ix(tile_rows_) * sizeof(double));
-    for (std::size_t r = 0; r < places_.size(); ++r)
+    for (std::size_t r = 0; r < places_.size(); ++r) {
+      const auto element = static_cast<Index>(places_[r].element);
+      places_[r].per_element = places_[r].layout == Layout::full ? element : 0;
+      places_[r].per_row = places_[r].layout == Layout::row ? element : 0;
       if (slot_of[r] >= 0) {
         places_[r].where = Place::Where::scratch;
         places_[r].offset = offsets[ix(slot_of[r])];
       }
+    }
   }
 
   template <class U>
   U* at(int reg, const Tile& t, std::byte* scratch) const {
     const Place& p = places_[ix(reg)];
     if (p.where == Place::Where::scratch) return reinterpret_cast<U*>(scratch + p.offset);
-    auto* base = reinterpret_cast<U*>(p.base);
-    return p.layout == Layout::full ? base + t.first : p.layout == Layout::row ? base + t.row : base;
+    return reinterpret_cast<U*>(p.base + t.first * p.per_element + t.row * p.per_row);
   }
 
   // As the operand of an op whose result is full: the distance between rows, and whether a row is one number.
@@ -276,6 +293,38 @@ class Interpreter {
   bool one_number(int reg, bool row_result) const {
     const Layout l = places_[ix(reg)].layout;
     return row_result ? l == Layout::scalar : l == Layout::row || l == Layout::scalar;
+  }
+
+  void plan_operands(Exec& e) const {
+    const bool row_result = places_[ix(e.out)].layout == Layout::row;
+    const auto one = [&](int k) { return one_number(e.in[ix(k)], row_result); };
+    const auto bits = [&](std::initializer_list<int> operands) {
+      std::size_t mode = 0, bit = 1;
+      for (const int k : operands) mode |= one(k) ? bit : 0, bit *= 2;
+      return mode;
+    };
+    e.one_row = true;
+    for (int k = 0; k < e.inputs; ++k) {
+      const Layout layout = places_[ix(e.in[ix(k)])].layout;
+      e.stride[ix(k)] = row_result ? 0 : stride(e.in[ix(k)]);
+      e.one_row = e.one_row && (one(k) ? layout == Layout::scalar : layout != Layout::column);
+    }
+    e.one_row = e.one_row || row_result || flat_;
+    switch (e.form) {
+      case RowPass::single:
+        if (e.kernel.kind == RowKernel::binary || e.kernel.kind == RowKernel::compare)
+          e.mode = one(1) ? 1 : one(0) ? 2 : 0;
+        if (e.kernel.kind == RowKernel::where) e.mode = bits({0, 1, 2});
+        return;
+      case RowPass::pair:
+        e.mode = bits({1, 2});
+        return;
+      case RowPass::two_products:
+        e.mode = bits({1, 3});
+        return;
+      case RowPass::row_products:
+        return;
+    }
   }
 
   // First element and number of elements of a value in a tile.
@@ -352,19 +401,26 @@ class Interpreter {
     }
     // A row result is one flat stretch of t.rows numbers, a full one t.rows stretches of cols.
     const Index n = row_result ? t.rows : t.count;
-    auto operand_stride = [&](int reg) { return row_result ? 0 : stride(reg); };
-    auto whole = [&](int reg) {
-      return one_number(reg, row_result) ? places_[ix(reg)].layout == Layout::scalar
-                                         : places_[ix(reg)].layout != Layout::column;
-    };
+    const Index rows = e.one_row ? 1 : t.rows, length = e.one_row ? n : cols;
+    const auto in = [&](std::size_t k) { return at<T>(e.in[k], t, scratch); };
+    if (e.form == RowPass::pair) {
+      table_.pair[e.code][e.mode](in(0), e.stride[0], in(1), e.stride[1], in(2), e.stride[2], at<T>(e.out, t, scratch),
+                                  rows, length);
+      return;
+    }
+    if (e.form == RowPass::two_products) {
+      table_.two_products[e.code][e.mode](in(0), e.stride[0], in(1), e.stride[1], in(2), e.stride[2], in(3),
+                                          e.stride[3], at<T>(e.out, t, scratch), rows, length);
+      return;
+    }
     switch (e.kernel.kind) {
       case RowKernel::unary:
-        table_.unary[e.kernel.code](at<T>(e.in[0], t, scratch), at<T>(e.out, t, scratch), n, e.p, e.q);
+        table_.unary[e.kernel.code](in(0), at<T>(e.out, t, scratch), n, e.p, e.q);
         return;
       case RowKernel::cast: {
         T* y = at<T>(e.out, t, scratch);
         if (is_real(p_.registers[ix(e.in[0])].dtype)) {
-          std::memmove(y, at<T>(e.in[0], t, scratch), ix(n) * sizeof(T));
+          std::memmove(y, in(0), ix(n) * sizeof(T));
           return;
         }
         const std::int32_t* x = at<std::int32_t>(e.in[0], t, scratch);
@@ -372,30 +428,17 @@ class Interpreter {
         return;
       }
       case RowKernel::binary:
-      case RowKernel::compare: {
-        const int a = e.in[0], b = e.in[1];
-        const std::size_t mode = one_number(b, row_result) ? 1 : one_number(a, row_result) ? 2 : 0;
-        // Where neither operand changes from row to row, the tile is one long row.
-        const bool one_row = row_result || flat_ || (whole(a) && whole(b));
-        const Index rows = one_row ? 1 : t.rows, length = one_row ? n : cols;
-        if (e.kernel.kind == RowKernel::binary)
-          table_.binary[e.kernel.code][mode](at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch),
-                                             operand_stride(b), at<T>(e.out, t, scratch), rows, length);
-        else
-          table_.compare[e.kernel.code][mode](at<T>(a, t, scratch), operand_stride(a), at<T>(b, t, scratch),
-                                              operand_stride(b), at<std::int32_t>(e.out, t, scratch), rows, length);
+        table_.binary[e.kernel.code][e.mode](in(0), e.stride[0], in(1), e.stride[1], at<T>(e.out, t, scratch), rows,
+                                             length);
         return;
-      }
-      case RowKernel::where: {
-        const int c = e.in[0], a = e.in[1], b = e.in[2];
-        const std::size_t mode = (one_number(c, row_result) ? 1u : 0u) | (one_number(a, row_result) ? 2u : 0u) |
-                                 (one_number(b, row_result) ? 4u : 0u);
-        const bool one_row = row_result || flat_ || (whole(c) && whole(a) && whole(b));
-        table_.where[mode](at<std::int32_t>(c, t, scratch), operand_stride(c), at<T>(a, t, scratch), operand_stride(a),
-                           at<T>(b, t, scratch), operand_stride(b), at<T>(e.out, t, scratch), one_row ? 1 : t.rows,
-                           one_row ? n : cols);
+      case RowKernel::compare:
+        table_.compare[e.kernel.code][e.mode](in(0), e.stride[0], in(1), e.stride[1],
+                                              at<std::int32_t>(e.out, t, scratch), rows, length);
         return;
-      }
+      case RowKernel::where:
+        table_.where[e.mode](at<std::int32_t>(e.in[0], t, scratch), e.stride[0], in(1), e.stride[1], in(2), e.stride[2],
+                             at<T>(e.out, t, scratch), rows, length);
+        return;
       default:
         return;
     }
@@ -426,11 +469,12 @@ class Interpreter {
     const T* x = at<T>(e.in[0], t, scratch);
     T* y = at<T>(e.out, t, scratch);
     const Index cols = columns_of(t);
+    if (e.form == RowPass::row_products) {
+      table_.row_products(x, stride(e.in[0]), at<T>(e.in[1], t, scratch), stride(e.in[1]), t.rows, cols, y);
+      return;
+    }
     if (static_cast<Reduction>(e.kernel.code) == Reduction::sum) {
-      auto* acc = reinterpret_cast<double*>(scratch + accumulator_offset_);
-      std::fill(acc, acc + t.rows, 0.0);
-      table_.sum_rows(x, t.rows, cols, cols, acc);
-      for (Index r = 0; r < t.rows; ++r) y[r] = static_cast<T>(acc[r]);
+      table_.row_sums(x, t.rows, cols, y);
       return;
     }
     const bool max = static_cast<Reduction>(e.kernel.code) == Reduction::max;
@@ -446,7 +490,7 @@ class Interpreter {
   std::vector<Exec> code_;
   std::vector<std::pair<int, const std::uint16_t*>> widened_;  // inputs in bf16 and where they are
   Index tile_ = 0, tile_rows_ = 1;
-  std::size_t scratch_bytes_ = 0, accumulator_offset_ = 0, fold_size_ = 0;
+  std::size_t scratch_bytes_ = 0, fold_size_ = 0;
   Chunks chunks_;
 };
 

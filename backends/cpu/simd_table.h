@@ -45,6 +45,15 @@ constexpr int kCompareCount = static_cast<int>(Compare::count);
 constexpr int kOperandModes = 3;  // of (a, b) along a row: 0 both vectors, 1 b is one number, 2 a is one number
 constexpr int kWhereModes = 8;    // bit i: operand i of (condition, a, b) is one number
 
+// Two ops in one pass, t = a first b and then t second c, where second may have its operands the other way round.
+enum class First : int { add, sub, mul, count };
+enum class Second : int { add, sub, sub_from, mul, count };  // t + c, t - c, c - t, t * c
+constexpr int kPairCount = static_cast<int>(First::count) * static_cast<int>(Second::count);
+constexpr int pair_code(First f, Second s) {
+  return static_cast<int>(f) * static_cast<int>(Second::count) + static_cast<int>(s);
+}
+constexpr int kPairModes = 4;  // bit 0: b is one number along a row, bit 1: c is; a is not
+
 // y[0..n) = f(x[0..n); p, q)
 template <class T>
 using UnaryFn = void (*)(const T* x, T* y, Index n, double p, double q);
@@ -54,6 +63,13 @@ using BinaryFn = void (*)(const T* a, Index a_row, const T* b, Index b_row, R* y
 template <class T>
 using WhereFn = void (*)(const std::int32_t* c, Index c_row, const T* a, Index a_row, const T* b, Index b_row, T* y,
                          Index rows, Index cols);
+template <class T>
+using PairFn = void (*)(const T* a, Index a_row, const T* b, Index b_row, const T* c, Index c_row, T* y, Index rows,
+                        Index cols);
+// a b + c d, or a b - c d.
+template <class T>
+using TwoProductsFn = void (*)(const T* a, Index a_row, const T* b, Index b_row, const T* c, Index c_row, const T* d,
+                               Index d_row, T* y, Index rows, Index cols);
 
 template <class T>
 struct Sum {
@@ -73,8 +89,13 @@ struct Common {
   BinaryFn<T, T> binary[kBinaryCount][kOperandModes];
   BinaryFn<T, std::int32_t> compare[kCompareCount][kOperandModes];
   WhereFn<T> where[kWhereModes];
+  PairFn<T> pair[kPairCount][kPairModes];
+  TwoProductsFn<T> two_products[2][kPairModes];  // their sum, their difference; bit 0: b is one number, bit 1: d is
   // x: rows of `cols` elements that start ld apart. f32 is summed in lanes over short blocks, blocks in double.
   void (*sum_rows)(const T* x, Index rows, Index ld, Index cols, SumOf<T>* acc);  // acc[r] += sum of row r
+  // y[r] = sum of row r of a, of a * b; rows of b lie b_row apart.
+  void (*row_sums)(const T* a, Index rows, Index cols, T* y);
+  void (*row_products)(const T* a, Index a_row, const T* b, Index b_row, Index rows, Index cols, T* y);
   void (*sum_cols)(const T* x, Index rows, Index ld, Index cols, SumOf<T>* acc);  // acc[c] += sum of column c
   // The same for max and min, which give NaN where a NaN takes part.
   void (*max_rows)(const T* x, Index rows, Index ld, Index cols, T* acc);
