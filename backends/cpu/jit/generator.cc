@@ -207,13 +207,20 @@ void Generator::store(int reg, const Vec& v, int at) {
     vmaskmovps(to, vec(mask_vector_), v);
 }
 
-// The same columns of the next block: a row that is passed over several times would otherwise leave the memory idle
-// in all passes but the first.
+// The next block, a part of it in each phase: a row that is passed over several times would otherwise leave the memory
+// idle in all passes but one. Called for `count` vectors of this block.
 void Generator::fetch_ahead(int count) {
+  constexpr int kLine = 64;
+  const int lines = static_cast<int>(
+      ceil_div(std::int64_t{count} * lanes_ * 4, kLine * static_cast<std::int64_t>(plan_.full_phases.size())));
+  bool any = false;
   for (int r = 0; r < p_.inputs; ++r)
-    if (plan_.fetched[ix(r)])
-      for (int bytes = 0; bytes < count * lanes_ * 4; bytes += 64)
-        prefetcht1(memory(plan_.base[ix(r)], full_, rows_ * columns_ * 4 + bytes));
+    if (plan_.fetched[ix(r)]) {
+      for (int line = 0; line < lines; ++line)
+        prefetcht1(memory(plan_.base[ix(r)], ahead_, std::int64_t{line} * kLine));
+      any = true;
+    }
+  if (any) add(ahead_, lines * kLine);
 }
 
 void Generator::put_aside(int reg, const Vec& v, int at) {
@@ -281,7 +288,8 @@ void Generator::emit_stretch(const std::vector<Item>& items, bool over_rows, int
   uses_.clear(), vector_of_.clear(), slot_of_.clear();
   slots_ = 0;
   holder_.assign(ix(first_temp_), -1);
-  for (const auto& [op, v] : accumulator_) holder_[ix(v)] = -2;
+  for (const auto& [op, v] : accumulator_)
+    for (int k = 0; k < copies_.at(op); ++k) holder_[ix(v - k)] = -2;
   for (std::size_t i = 0; i < items.size(); ++i) {
     const auto use = [&](int reg) {
       auto& list = uses_[id_of(reg, items[i].at)];
@@ -318,7 +326,7 @@ void Generator::emit(const Item& item, int now) {
   for (const int r : op.in) x.push_back(vec(fetch(r, item.at, now)));
   switch (op.kind) {
     case Kind::reduce_row:
-      accumulate(static_cast<Reduction>(kernel.code), vec(accumulator_.at(item.op)), x[0], masked(item.at));
+      accumulate(static_cast<Reduction>(kernel.code), accumulator(item.op, item.at), x[0], masked(item.at));
       return;
     case Kind::reduce_all:
       if (over_rows_) {
@@ -327,7 +335,7 @@ void Generator::emit(const Item& item, int now) {
         fold_lanes(Reduction::sum, temp(1));
         add_to_fold(item.op, temp(1));
       } else {
-        accumulate(Reduction::sum, vec(accumulator_.at(item.op)), x[0], masked(item.at));
+        accumulate(Reduction::sum, accumulator(item.op, item.at), x[0], masked(item.at));
       }
       return;
     case Kind::reduce_columns: {
@@ -397,33 +405,54 @@ void Generator::full_phase() {
       of_one.push_back({-1, 0, r});
   if (of_one.empty()) return;
   if (of_one.size() > kMaxItems || reductions.size() > ix(first_temp_ / 2)) throw NotGenerated{};
-  for (std::size_t i = 0; i < reductions.size(); ++i)
-    accumulator_[reductions[i]] = first_temp_ - 1 - static_cast<int>(i);
+  const auto reduction = [&](int op) {
+    return p_.code[ix(op)].kind == Kind::reduce_all ? Reduction::sum
+                                                    : static_cast<Reduction>(plan_.kernels[ix(op)].code);
+  };
+  // A sum has one vector whatever else is summed: its order must not depend on what it shares a program with.
+  copies_.clear();
+  const int several = ceil_div(columns_, lanes_) > kMaxUnrolled && !reductions.empty()
+                          ? std::clamp(first_temp_ / 3 / static_cast<int>(reductions.size()), 1, kUnroll)
+                          : 1;
+  int last = first_temp_ - 1;
+  for (const int op : reductions) {
+    accumulator_[op] = last;
+    copies_[op] = reduction(op) == Reduction::sum ? 1 : several;
+    last -= copies_[op];
+  }
 
   xor_(row_, row_);
   xor_(column_, column_);
   mov(full_, ptr[rdi + offsetof(Args, full)]);
+  const auto& phases = plan_.full_phases;
+  const auto turn = std::find(phases.begin(), phases.end(), phase_) - phases.begin();
+  constexpr std::int64_t kLine = 64;
+  const std::int64_t block = rows_ * columns_ * 4;
+  lea(ahead_,
+      ptr[full_ + static_cast<int>(block + block * turn / static_cast<std::int64_t>(phases.size()) / kLine * kLine)]);
   mov(row_memory_, ptr[rdi + offsetof(Args, row)]);
   mov(aside_, scratch_);
   Xbyak::Label next_row;
   L(next_row);
-  for (const int op : reductions) {
-    const auto r =
-        p_.code[ix(op)].kind == Kind::reduce_all ? Reduction::sum : static_cast<Reduction>(plan_.kernels[ix(op)].code);
-    const Vec acc = vec(accumulator_.at(op));
-    if (r == Reduction::sum)
-      vxorps(acc, acc, acc);
-    else
-      broadcast_number(acc, (r == Reduction::max ? -1.0f : 1.0f) * std::numeric_limits<float>::infinity());
-  }
+  for (const int op : reductions)
+    for (int k = 0; k < copies_.at(op); ++k) {
+      const Vec acc = accumulator(op, k);
+      if (reduction(op) == Reduction::sum)
+        vxorps(acc, acc, acc);
+      else
+        broadcast_number(acc,
+                         (reduction(op) == Reduction::max ? -1.0f : 1.0f) * std::numeric_limits<float>::infinity());
+    }
   columns(of_one);
+  for (const int op : reductions)
+    for (int k = 1; k < copies_.at(op); ++k) accumulate(reduction(op), accumulator(op, 0), accumulator(op, k), false);
   for (const int op : reductions) {
-    const Vec acc = vec(accumulator_.at(op));
+    const Vec acc = accumulator(op, 0);
     if (p_.code[ix(op)].kind == Kind::reduce_all) {
       fold_lanes(Reduction::sum, acc);
       add_to_fold(op, acc);
     } else {
-      fold_lanes(static_cast<Reduction>(plan_.kernels[ix(op)].code), acc);
+      fold_lanes(reduction(op), acc);
       vmovss(ptr[scratch_ + row_ + static_cast<int>(plan_.row_buffer[ix(p_.code[ix(op)].out)])],
              Xbyak::Xmm(acc.getIdx()));
     }
@@ -453,7 +482,7 @@ void Generator::columns(const std::vector<Item>& of_one) {
   const int per_one = static_cast<int>(of_one.size());
   const int together = std::clamp(kMaxItems / per_one, 1, kUnroll);
   if (vectors <= std::min(kMaxUnrolled, kMaxItems / per_one)) {
-    if (phase_ == plan_.last_full_phase) fetch_ahead(vectors);
+    fetch_ahead(vectors);
     emit_stretch(repeat(vectors), false, vectors, tail);
     return;
   }
@@ -462,7 +491,7 @@ void Generator::columns(const std::vector<Item>& of_one) {
   mov(loop_, loops);
   Xbyak::Label again;
   L(again);
-  if (phase_ == plan_.last_full_phase) fetch_ahead(together);
+  fetch_ahead(together);
   emit_stretch(repeat(together), false, together, false);
   add(column_, step);
   add(full_, step);

@@ -42,13 +42,15 @@ struct Plan {
   bool flat = false;                   // one long row
   std::int64_t rows = 1, columns = 0;  // of a full block
   std::vector<RowKernel> kernels;
-  std::vector<int> op_of;        // register -> op that makes it, -1 for inputs
-  std::vector<int> phase;        // of each op: a value that needs a row's sum is of a later phase than the summed
+  std::vector<int> op_of;          // register -> op that makes it, -1 for inputs
+  std::vector<std::size_t> place;  // op of the program that was given -> op of `program`
+  std::vector<int> phase;    // of each op: a value that needs a row's sum is of a later phase than the summed
   std::vector<std::byte*> base;  // register -> memory
   std::vector<int> store_phase;  // register -> phase at whose end it goes to memory; -1: never
   std::vector<bool> store_last;  // ... after everything else of its column was read, as it lies over an input
   std::vector<bool> streamed;    // register -> stored past the caches
-  std::vector<bool> fetched;     // register -> an input that the last phase fetches for the next block
+  std::vector<bool> fetched;     // register -> an input that is fetched for the next block
+  std::vector<int> full_phases;  // those that pass over the columns
   std::vector<int> last_phase;   // register -> last phase that reads it; -1: none
   // Offsets into the scratch: values put aside for a later phase, values per row; sums down the columns by op.
   std::vector<std::int64_t> aside, row_buffer, column_sum;
@@ -126,6 +128,7 @@ class Generator : public Xbyak::CodeGenerator {
   Xbyak::Address every_lane(std::uint32_t bits);
   Xbyak::Address every_lane(float x) { return every_lane(__builtin_bit_cast(std::uint32_t, x)); }
   void emit_constants();
+  Vec accumulator(int op, int at) const { return vec(accumulator_.at(op) - at % copies_.at(op)); }
   void accumulate(Reduction r, const Vec& acc, const Vec& v, bool masked);
   void fold_lanes(Reduction r, const Vec& acc);
   void add_to_fold(int op, const Vec& sum);
@@ -149,11 +152,12 @@ class Generator : public Xbyak::CodeGenerator {
   std::vector<int> holder_;  // vector -> id; -1 free, -2 not ours to give
   std::vector<int> pinned_;
   int slots_ = 0;
-  std::map<int, int> accumulator_;  // op -> vector
+  std::map<int, int> accumulator_;  // op -> the last of its `copies_` vectors
+  std::map<int, int> copies_;       // so that one comparison need not wait for the one before
   std::map<std::uint32_t, Xbyak::Label> constants_;
 
   const Reg64 common_ = rbx, full_ = r13, row_ = r12, column_ = r14, scratch_ = r10, folds_ = r11, aside_ = rsi,
-              row_memory_ = rdx, tmp_ = rax, half_ = rcx, loop_ = r15;
+              row_memory_ = rdx, tmp_ = rax, half_ = rcx, loop_ = r15, ahead_ = r8;
 };
 
 }  // namespace sg::cpu::jit

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backends/cpu/jit/generator.h"
+#include "backends/cpu/jit/recompute.h"
 
 namespace sg::cpu::jit {
 namespace {
@@ -26,13 +27,17 @@ void plan_memory_traffic(Plan& plan) {
     for (const int r : p.outputs)
       plan.streamed[ix(r)] = plan.reg(r).layout == Layout::full && !plan.store_last[ix(r)] && lines &&
                              reinterpret_cast<std::uintptr_t>(plan.base[ix(r)]) % 64 == 0;
+  std::vector<bool> full(ix(plan.phases), false);
   for (std::size_t i = 0; i < p.code.size(); ++i)
-    if (const Kind k = p.code[i].kind;
-        plan.reg(p.code[i].out).layout == Layout::full || k == Kind::reduce_row || k == Kind::reduce_all)
-      plan.last_full_phase = std::max(plan.last_full_phase, plan.phase[i]);
-  for (const int s : plan.store_phase) plan.last_full_phase = std::max(plan.last_full_phase, s);
-  if (plan.last_full_phase > 0)
-    for (int r = 0; r < p.inputs; ++r) plan.fetched[ix(r)] = plan.reg(r).layout == Layout::full;
+    if (const Kind k = p.code[i].kind; plan.reg(p.code[i].out).layout == Layout::full || k == Kind::reduce_row ||
+                                       k == Kind::reduce_columns || k == Kind::reduce_all)
+      full[ix(plan.phase[i])] = true;
+  for (const int s : plan.store_phase)
+    if (s >= 0) full[ix(s)] = true;
+  for (int phase = 0; phase < plan.phases; ++phase)
+    if (full[ix(phase)]) plan.full_phases.push_back(phase);
+  plan.last_full_phase = plan.full_phases.empty() ? 0 : plan.full_phases.back();
+  for (int r = 0; r < p.inputs; ++r) plan.fetched[ix(r)] = plan.reg(r).layout == Layout::full;
 }
 
 // As many rows as a vector has lanes, so that what is per row costs one instruction for all; fewer where the rows would
@@ -51,7 +56,8 @@ std::int64_t rows_of_block(const Plan& plan) {
   return rows;
 }
 
-Plan make_plan(const RowProgram& p, const RowMemory& memory, bool wide) {
+// Repeats ops in the program (recompute.h).
+Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
   Plan plan;
   plan.program = &p;
   plan.wide = wide;
@@ -60,34 +66,38 @@ Plan make_plan(const RowProgram& p, const RowMemory& memory, bool wide) {
   plan.columns = plan.flat ? std::min(p.columns, kStretch) : p.columns;
   plan.base = memory.base;
   if (!plan.flat && p.columns > kMaxGeneratedColumns) throw NotGenerated{};
-  const std::size_t registers = p.registers.size(), ops = p.code.size();
-  plan.op_of.assign(registers, -1);
-  plan.store_phase.assign(registers, -1), plan.last_phase.assign(registers, -1);
-  plan.store_last.assign(registers, false);
-  plan.aside.assign(registers, -1), plan.row_buffer.assign(registers, -1);
-  plan.column_sum.assign(ops, -1), plan.fold.assign(ops, -1);
   for (const auto& r : p.registers)
     if (r.dtype == DType::f64 || (r.dtype == DType::bf16 && !wide)) throw NotGenerated{};
 
-  std::vector<int> ready(registers, 0);  // phase from which a register can be read
-  for (std::size_t i = 0; i < ops; ++i) {
-    const RowProgram::Op& op = p.code[i];
-    const RowKernel kernel = row_kernel(op.op);
+  std::vector<int> ready(p.registers.size(), 0);  // phase from which a register can be read
+  for (const RowProgram::Op& op : p.code) {
     const Layout out = p.registers[ix(op.out)].layout, in = p.registers[ix(op.in[0])].layout;
-    const bool fits = op.kind == Kind::elementwise  ? (out == Layout::full || out == Layout::row) && generated(kernel)
-                      : op.kind == Kind::expand     ? out == Layout::full
-                      : op.kind == Kind::reduce_row ? in == Layout::full && out == Layout::row
+    const bool fits = op.kind == Kind::elementwise
+                          ? (out == Layout::full || out == Layout::row) && generated(row_kernel(op.op))
+                      : op.kind == Kind::expand         ? out == Layout::full
+                      : op.kind == Kind::reduce_row     ? in == Layout::full && out == Layout::row
                       : op.kind == Kind::reduce_columns ? in == Layout::full && !plan.flat
                                                         : in == Layout::full || (in == Layout::row && !plan.flat);
     if (!fits || (plan.flat && op.kind == Kind::reduce_row)) throw NotGenerated{};
     int phase = 0;
     for (const int r : op.in) phase = std::max(phase, ready[ix(r)]);
-    for (const int r : op.in) plan.last_phase[ix(r)] = std::max(plan.last_phase[ix(r)], phase);
-    plan.kernels.push_back(kernel);
     plan.phase.push_back(phase);
-    plan.op_of[ix(op.out)] = static_cast<int>(i);
     ready[ix(op.out)] = op.kind == Kind::reduce_row ? phase + 1 : phase;
     plan.phases = std::max(plan.phases, ready[ix(op.out)] + 1);
+  }
+  plan.place = recompute_cheap(p, plan.phase);
+  const std::size_t registers = p.registers.size(), ops = p.code.size();
+  plan.base.resize(registers, nullptr);
+  plan.op_of.assign(registers, -1);
+  plan.store_phase.assign(registers, -1), plan.last_phase.assign(registers, -1);
+  plan.store_last.assign(registers, false);
+  plan.aside.assign(registers, -1), plan.row_buffer.assign(registers, -1);
+  plan.column_sum.assign(ops, -1), plan.fold.assign(ops, -1);
+  for (std::size_t i = 0; i < ops; ++i) {
+    const RowProgram::Op& op = p.code[i];
+    for (const int r : op.in) plan.last_phase[ix(r)] = std::max(plan.last_phase[ix(r)], plan.phase[i]);
+    plan.kernels.push_back(row_kernel(op.op));
+    plan.op_of[ix(op.out)] = static_cast<int>(i);
     if (op.kind == Kind::reduce_columns || op.kind == Kind::reduce_all) {
       plan.fold[i] = static_cast<std::int64_t>(plan.folds);
       plan.folds += op.kind == Kind::reduce_columns ? ix(round_up(p.columns, 16)) : 8;
@@ -159,7 +169,7 @@ class RowJitProgram final : public RowJit {
   std::int64_t blocks() const override { return blocks_; }
   std::size_t scratch_bytes() const override { return plan_.scratch; }
   std::size_t fold_doubles() const override { return plan_.folds; }
-  std::size_t fold_of(std::size_t op) const override { return ix(plan_.fold[op]); }
+  std::size_t fold_of(std::size_t op) const override { return ix(plan_.fold[plan_.place[op]]); }
 
   void run(std::int64_t block, std::byte* scratch, double* folds) const override {
     const std::int64_t first = block * per_block_;
@@ -173,7 +183,7 @@ class RowJitProgram final : public RowJit {
   }
 
  private:
-  const RowProgram program_;
+  RowProgram program_;
   const Plan plan_;
   std::int64_t per_block_ = 1, blocks_ = 0;
   std::unique_ptr<Generator> whole_, last_;
