@@ -38,33 +38,17 @@ TEST(Isa, EveryCaseAgreesWithTheReference) {
 }
 
 TEST(Isa, VectorFunctionsAreWithinTheirUlp) {
-  struct Function {
-    const char* name;
-    Value (*apply)(Operand);
-    double (*exact)(double);
-    double ulp;
-  };
-  const Function functions[] = {
-      {"exp", exp, [](double x) { return std::exp(x); }, 1.1},
-      {"log", log, [](double x) { return std::log(x); }, 1.0},
-      {"tanh", tanh, [](double x) { return std::tanh(x); }, 1.5},
-      {"erf", erf, [](double x) { return std::erf(x); }, 2.5},
-      {"sigmoid", sigmoid, [](double x) { return 1 / (1 + std::exp(-x)); }, 2.5},
-      {"softplus", softplus, [](double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }, 3.0},
-      {"acos", acos, [](double x) { return std::acos(x); }, 1.5},
-      {"rsqrt", rsqrt, [](double x) { return 1 / std::sqrt(x); }, 1.6},
-  };
-  const std::vector<float> points = floats_of_every_size();
-  const Tensor x = Tensor::of<float>({static_cast<std::int64_t>(points.size())}, points);
-  on_each_isa(kAll, [&](const std::string& isa) {
-    for (const Function& f : functions) {
+  const std::vector<float> all = floats_of_every_size();
+  for (const Function& f : functions_of_row_programs()) {
+    const std::vector<float> points = within(all, f);
+    const Tensor x = Tensor::of<float>({static_cast<std::int64_t>(points.size())}, points);
+    on_each_isa(kAll, [&](const std::string& isa) {
       Tape tape;
-      CompileOptions plain;
-      plain.optimize = false;  // constants are not to be folded
-      expect_within_ulp(eval(f.apply(tape.constant(x)), cpu_backend(), plain), points, f.exact, f.ulp,
-                        f.name + (" on " + isa));
-    }
-  });
+      CompileOptions interpreted;
+      interpreted.optimize = interpreted.fuse = false;  // constants are not to be folded
+      expect_within_ulp(eval(f.apply(tape.constant(x)), cpu_backend(), interpreted), points, f, isa);
+    });
+  }
 }
 
 // A million terms of 0.1f: a running f32 sum would be off by 1 %.
