@@ -27,6 +27,48 @@ Space space_of(const Shape& s) {
   return {c == 0 ? 0 : s.elements() / c, c};
 }
 
+// Into how many runs of rows an operand of shape `t` cuts a result of shape `s`: it has the leading axes of s, then
+// extents of 1, then the columns. 0 where it has another form, or where it is one number per column or per element.
+std::int64_t segments_under(const Shape& t, const Shape& s) {
+  if (t.rank() != s.rank() || t.rank() < 3 || t[-1] != s[-1] || t[-1] == 1) return 0;
+  std::int64_t segments = 1;
+  int axis = 0;
+  while (axis < t.rank() - 1 && t[axis] == s[axis]) segments *= s[axis++];
+  for (int k = axis; k < t.rank() - 1; ++k)
+    if (t[k] != 1) return 0;
+  return segments > 1 && t.elements() < s.elements() ? segments : 0;
+}
+
+// The same for a sum over `axes` of a value of shape `s`, the last but the columns among them.
+std::int64_t segments_of_sum(const Shape& s, std::span<const std::int64_t> axes) {
+  const auto first = static_cast<int>(axes.front());
+  if (axes.back() != s.rank() - 2 || static_cast<int>(axes.size()) != s.rank() - 1 - first || s[-1] == 1) return 0;
+  std::int64_t segments = 1;
+  for (int k = 0; k < first; ++k) segments *= s[k];
+  return segments;
+}
+
+// One cut serves a whole region: its pieces of work end where the runs of rows end. 1: no cut, 0: none is possible.
+bool agree(std::int64_t a, std::int64_t b) { return a > 0 && b > 0 && (a == b || a == 1 || b == 1); }
+
+// Into how many segments an operand or the result of an instruction cuts the rows; 0 where two of them disagree.
+std::int64_t cut_of(const Tape& tape, const Instr& instr) {
+  const OpDef& def = op_def(instr.op);
+  const Shape& result = tape.type(instr.outputs[0]).shape;
+  if (def.reduction) {
+    const auto& axes = instr.attrs.ints("axes");
+    return axes.empty() ? 1 : std::max<std::int64_t>(1, segments_of_sum(tape.type(instr.inputs[0]).shape, axes));
+  }
+  std::int64_t cut = 1;
+  if (!def.elementwise && !def.moves) return cut;
+  for (std::int32_t v : instr.inputs) {
+    const std::int64_t n = std::max<std::int64_t>(1, segments_under(tape.type(v).shape, result));
+    if (!agree(cut, n)) return 0;
+    cut = std::max(cut, n);
+  }
+  return cut;
+}
+
 // How an operand of shape `t` is laid out where the result has shape `s`, by broadcasting rules alone.
 std::optional<Layout> layout_under(const Shape& t, const Shape& s, const Space& space) {
   if (t.elements() == 1) return Layout::scalar;
@@ -35,6 +77,7 @@ std::optional<Layout> layout_under(const Shape& t, const Shape& s, const Space& 
     return t.rank() <= s.rank() && columns_of(t) == space.columns ? std::optional(Layout::full) : std::nullopt;
   if (t.elements() == space.columns && columns_of(t) == space.columns) return Layout::column;
   if (t.elements() == space.rows && columns_of(t) == 1 && t.rank() == s.rank()) return Layout::row;
+  if (segments_under(t, s) > 0) return Layout::segment;
   return std::nullopt;
 }
 
@@ -59,11 +102,13 @@ class Fuser {
         group_(instrs_.size()),
         fusible_(instrs_.size()),
         users_(ix(tape.value_count())),
-        layout_(ix(tape.value_count()), Layout::full) {
+        layout_(ix(tape.value_count()), Layout::full),
+        made_again_(ix(tape.value_count()), -1) {
     for (std::size_t i = 0; i < instrs_.size(); ++i) {
       group_[i] = static_cast<int>(i);
       members_.push_back({static_cast<int>(i)});
       space_.push_back({});
+      segments_.push_back(1);
       fusible_[i] = op_def(instrs_[i].op).role == Role::alias || fusible(tape, instrs_[i]);
       for (std::int32_t v : instrs_[i].inputs) users_[ix(v)].push_back(static_cast<int>(i));
     }
@@ -97,6 +142,7 @@ class Fuser {
   // The layout of i's result where it joins a group of that space; nothing where it does not fit.
   std::optional<Layout> fit(int i, const Space& space, int group) const {
     const Instr& instr = at(i);
+    if (!agree(cut_of(tape_, instr), group < 0 ? 1 : segments_[ix(group)])) return std::nullopt;
     const OpDef& def = op_def(instr.op);
     const std::int32_t out = instr.outputs[0];
     const Shape& s = type(out).shape;
@@ -122,9 +168,11 @@ class Fuser {
       if (inside && !accumulates_nothing(in)) return std::nullopt;
       if (all) return is_sum(instr) && own == Layout::full ? std::optional(Layout::scalar) : std::nullopt;
       if (axes.size() == 1 && axes[0] == t.rank() - 1) return Layout::row;
-      if (static_cast<int>(axes.size()) == t.rank() - 1 && axes.back() == t.rank() - 2 && is_sum(instr) &&
-          own == Layout::full)
-        return Layout::column;
+      if (!is_sum(instr) || own != Layout::full) return std::nullopt;
+      if (static_cast<int>(axes.size()) == t.rank() - 1 && axes.back() == t.rank() - 2) return Layout::column;
+      const std::int64_t segments = axes.empty() ? 0 : segments_of_sum(t, axes);
+      if (segments == 1) return Layout::column;
+      if (segments > 1 && segments < space.rows) return Layout::segment;
       return std::nullopt;
     }
     const bool broadcast = def.moves;
@@ -205,7 +253,8 @@ class Fuser {
         if (reaches_through_others(g, i)) continue;
         join(i, g, *layout);
         home = g;
-      } else if (!path_between(home, g) && !uses_folds_of(home, g) && !uses_folds_of(g, home)) {
+      } else if (agree(segments_[ix(home)], segments_[ix(g)]) && !path_between(home, g) && !uses_folds_of(home, g) &&
+                 !uses_folds_of(g, home)) {
         merge(g, home);
       }
     }
@@ -213,9 +262,9 @@ class Fuser {
     const Space space = own_space(i);
     if (space.rows == 0) return;
     if (const auto layout = fit(i, space, -1)) {
-      space_[ix(group_[ix(i)])] = space;
-      layout_[ix(at(i).outputs[0])] = *layout;
-      note_fold(i, *layout);
+      const int own = group_[ix(i)];
+      space_[ix(own)] = space;
+      join(i, own, *layout);
     }
   }
 
@@ -234,6 +283,7 @@ class Fuser {
     members_[ix(group_[ix(i)])].clear();
     group_[ix(i)] = g;
     members_[ix(g)].push_back(i);
+    segments_[ix(g)] = std::max(segments_[ix(g)], cut_of(tape_, at(i)));
     layout_[ix(at(i).outputs[0])] = layout;
     note_fold(i, layout);
   }
@@ -245,6 +295,7 @@ class Fuser {
     }
     members_[ix(from)].clear();
     space_[ix(from)] = {};
+    segments_[ix(to)] = std::max(segments_[ix(to)], segments_[ix(from)]);
     std::sort(members_[ix(to)].begin(), members_[ix(to)].end());
   }
 
@@ -287,6 +338,36 @@ class Fuser {
     return false;
   }
 
+  // Whether v is not written by its region but made again by those that use it: one sum or product of one value of its
+  // size, which they read in its place, and of narrower ones. They get the same bits and read as many bytes.
+  bool made_again(std::int32_t v) {
+    signed char& known = made_again_[ix(v)];
+    if (known < 0) known = can_be_made_again(v) ? 1 : 0;
+    return known > 0;
+  }
+  bool can_be_made_again(std::int32_t v) {
+    const int i = tape_.producer(v), g = group_[ix(i)];
+    const Role role = op_def(at(i).op).role;
+    if ((role != Role::add && role != Role::sub && role != Role::mul) || !real_group(g) || space_[ix(g)].columns == 1 ||
+        layout_[ix(v)] != Layout::full || std::find(keep_.begin(), keep_.end(), v) != keep_.end())
+      return false;
+    int full = 0;
+    for (std::int32_t w : at(i).inputs) {
+      if (group_of_value(w) == g || made_again(w)) return false;
+      const auto layout = layout_under(type(w).shape, type(v).shape, space_[ix(g)]);
+      if (*layout == Layout::full && (++full > 1 || size_of(type(w).dtype) > size_of(type(v).dtype))) return false;
+    }
+    const std::int64_t cut = cut_of(tape_, at(i));
+    bool inside = false;
+    for (int u : users_[ix(v)]) {
+      const int h = group_[ix(u)];
+      inside = inside || h == g;
+      if (h == g) continue;
+      if (space_[ix(h)] != space_[ix(g)] || (cut > 1 && cut != segments_[ix(h)]) || !same_real_type(u, i)) return false;
+    }
+    return inside && full == 1;
+  }
+
   Rewritten emit();
   void emit_region(Rewriter& r, const std::vector<int>& members);
 
@@ -297,8 +378,10 @@ class Fuser {
   std::vector<char> fusible_;
   std::vector<std::vector<int>> members_;  // per group, sorted
   std::vector<Space> space_;               // per group; rows 0 where it is not a region
+  std::vector<std::int64_t> segments_;     // per group: the cut of its rows, 1 where there is none
   std::vector<std::vector<int>> users_;    // per value
   std::vector<Layout> layout_;             // per value made in a region
+  std::vector<signed char> made_again_;    // per value; -1 where it is not known yet
   std::set<std::int32_t> folded_;
   std::vector<int> stack_, seen_;
   int stamp_ = 0;
@@ -364,9 +447,10 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
   RowProgram& p = *program;
   p.rows = space_[ix(g)].rows;
   p.columns = space_[ix(g)].columns;
+  p.segments = segments_[ix(g)];
   std::map<std::pair<std::int32_t, Layout>, int> inputs;
   std::vector<std::int32_t> input_values;
-  std::map<std::int32_t, int> made;  // value -> register, numbered after the inputs
+  std::map<std::int32_t, int> made, remade;  // value -> register, numbered after the inputs
   struct Draft {
     RowProgram::Op op;
     std::vector<bool> is_input;
@@ -385,6 +469,20 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
   auto own = [&](Layout layout, DType dtype) {
     own_registers.push_back({layout, dtype});
     return static_cast<int>(own_registers.size() - 1);
+  };
+  // The register of a value that another region made and did not write.
+  auto again = [&](std::int32_t v) {
+    const auto [it, fresh] = remade.try_emplace(v, -1);
+    if (!fresh) return it->second;
+    const Instr& instr = at(tape_.producer(v));
+    Draft d{{Kind::elementwise, instr.op, instr.attrs, {}, own(Layout::full, type(v).dtype)}, {}};
+    for (std::int32_t w : instr.inputs) {
+      d.op.in.push_back(input(w, *layout_under(type(w).shape, type(v).shape, space_[ix(g)])));
+      d.is_input.push_back(true);
+    }
+    it->second = d.op.out;
+    drafts.push_back(std::move(d));
+    return it->second;
   };
   auto layout_of_register = [&](int reg, bool is_input) {
     return is_input ? input_registers[ix(reg)].layout : own_registers[ix(reg)].layout;
@@ -406,6 +504,11 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
         d.is_input.push_back(false);
         continue;
       }
+      if (made_again(v)) {
+        d.op.in.push_back(again(v));
+        d.is_input.push_back(false);
+        continue;
+      }
       Layout l = Layout::full;
       if (layout == Layout::row && !def.reduction)
         l = type(v).shape.elements() == 1 ? Layout::scalar : Layout::row;
@@ -422,14 +525,16 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
       }
       d.op.kind = Kind::expand;
     } else if (def.reduction) {
-      d.op.kind = layout == Layout::row      ? Kind::reduce_row
-                  : layout == Layout::column ? Kind::reduce_columns
-                                             : Kind::reduce_all;
+      d.op.kind = layout == Layout::row       ? Kind::reduce_row
+                  : layout == Layout::column  ? Kind::reduce_columns
+                  : layout == Layout::segment ? Kind::reduce_segments
+                                              : Kind::reduce_all;
     }
     // Kernels need one operand of the result's own layout (a reduction along rows needs a full one).
     const bool folds_everything =
         d.op.kind == Kind::reduce_all && type(instr.inputs[0]).shape.elements() == p.rows * p.columns;
-    const bool wants_full = d.op.kind == Kind::reduce_row || d.op.kind == Kind::reduce_columns || folds_everything ||
+    const bool wants_full = d.op.kind == Kind::reduce_row || d.op.kind == Kind::reduce_columns ||
+                            d.op.kind == Kind::reduce_segments || folds_everything ||
                             (d.op.kind == Kind::elementwise && layout == Layout::full);
     bool has_full = false;
     for (std::size_t k = 0; k < d.op.in.size(); ++k)
@@ -459,7 +564,7 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
     const bool outside =
         std::find(keep_.begin(), keep_.end(), v) != keep_.end() ||
         std::any_of(users_[ix(v)].begin(), users_[ix(v)].end(), [&](int u) { return group_[ix(u)] != g; });
-    if (!outside) continue;
+    if (!outside || made_again(v)) continue;
     int reg = made.at(v);
     const Layout l = own_registers[ix(reg)].layout;
     if (p.extent(l) != type(v).shape.elements()) {
@@ -495,7 +600,7 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
   });
   if (flat) {
     p.columns *= p.rows;
-    p.rows = 1;
+    p.rows = p.segments = 1;
   }
 
   r.at(members.back());
@@ -514,8 +619,37 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
 
 }  // namespace
 
+std::int64_t RowProgram::extent(Layout layout) const {
+  switch (layout) {
+    case Layout::full:
+      return rows * columns;
+    case Layout::row:
+      return rows;
+    case Layout::column:
+      return columns;
+    case Layout::segment:
+      return segments * columns;
+    case Layout::scalar:
+      break;
+  }
+  return 1;
+}
+
+std::string RowProgram::extents() const {
+  if (segments == 1) return fmt::format("{} x {}", rows, columns);
+  return fmt::format("{} segments of {} x {}", segments, rows_of_segment(), columns);
+}
+
+std::string RowProgram::traffic(const std::function<bool(int)>& counts) const {
+  std::size_t read = 0, written = 0;
+  for (int r = 0; r < inputs; ++r)
+    if (!counts || counts(r)) read += bytes(r);
+  for (const int r : outputs) written += bytes(r);
+  return fmt::format("reads {} bytes, writes {}", read, written);
+}
+
 std::string RowProgram::formula() const {
-  static constexpr std::string_view kKinds[] = {"", "expand", "row ", "columns ", "all "};
+  static constexpr std::string_view kKinds[] = {"", "expand", "row ", "columns ", "all ", "segments "};
   std::string text;
   for (const Op& op : code) {
     text += fmt::format("{}r{} = {}{}", text.empty() ? "" : "; ", op.out, kKinds[static_cast<std::size_t>(op.kind)],
@@ -547,5 +681,7 @@ Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const 
   if (tape.instrs().size() > kLimit) return {nullptr, {}};
   return Fuser(tape, keep, fusible).run();
 }
+
+bool cuts_rows(const Tape& tape, const Instr& instr) { return cut_of(tape, instr) != 1; }
 
 }  // namespace sg

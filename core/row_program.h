@@ -2,9 +2,12 @@
 //
 // A region is a set of elementwise, broadcasting and reducing instructions over one space of `rows` x `columns`. Its
 // values are full (one number per element), per row, per column, or a single number; reductions along a row stay inside,
-// reductions over all rows leave the region as outputs. fuse_rows() finds regions, a backend executes them.
+// reductions over all rows leave the region as outputs. The rows may be cut into `segments` equal runs, the samples of a
+// batch: a value of a segment is one number per run and column, read by all rows of its run, or the sum over them, which
+// leaves the region too. fuse_rows() finds regions, a backend executes them.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,26 +17,38 @@
 namespace sg {
 
 struct RowProgram {
-  enum class Layout : std::uint8_t { full, row, column, scalar };
+  enum class Layout : std::uint8_t { full, row, column, scalar, segment };
   enum class Kind : std::uint8_t {
     elementwise,
     expand,          // in[0], of any layout, repeated to full
     reduce_row,      // full -> row
     reduce_columns,  // full -> column, over all rows; an output
-    reduce_all       // full or row -> scalar, over everything; an output
+    reduce_all,      // full or row -> scalar, over everything; an output
+    reduce_segments  // full -> segment, over the rows of each; an output
   };
   struct Register { Layout layout; DType dtype; };
   struct Op { Kind kind; OpId op; Attrs attrs; std::vector<int> in; int out; };
 
   std::int64_t rows = 1, columns = 1;
+  std::int64_t segments = 1;         // runs of rows / segments rows; 1 where no register is of a segment
   std::vector<Register> registers;   // the inputs, in the order of the instruction's inputs, then one per op
   int inputs = 0;
   std::vector<Op> code;
   std::vector<int> outputs;          // registers, in the order of the instruction's outputs
 
-  std::int64_t extent(Layout layout) const {
-    return layout == Layout::full ? rows * columns : layout == Layout::row ? rows : layout == Layout::column ? columns : 1;
+  std::int64_t extent(Layout layout) const;
+  std::int64_t rows_of_segment() const { return rows / segments; }
+  // Known after the last row only: partial sums of an executor's pieces become an output.
+  static bool over_rows(Kind kind) {
+    return kind == Kind::reduce_columns || kind == Kind::reduce_all || kind == Kind::reduce_segments;
   }
+  std::size_t bytes(int reg) const {
+    return static_cast<std::size_t>(extent(registers[static_cast<std::size_t>(reg)].layout)) *
+           size_of(registers[static_cast<std::size_t>(reg)].dtype);
+  }
+  // "reads 144 bytes, writes 32": one pass over the inputs that `counts` admits (by default all) and the outputs.
+  std::string traffic(const std::function<bool(int)>& counts = {}) const;
+  std::string extents() const;       // "512 x 64", "8 segments of 64 x 32": for explain()
   std::string formula() const;       // "r3 = mul r0 r1; ..." for explain()
 };
 
@@ -44,5 +59,9 @@ bool is_read_across_rows(const Tape& tape, const Instr& region, int input);
 // Puts the instructions that `fusible` admits (a backend's row operations) into regions. Each region becomes one
 // instruction of the op with Role::region, {"program": pool index}. Instructions may move, never past a dependency.
 Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible);
+
+// Whether a region would cut its rows into segments for the instruction's sake. A backend whose executor has no segments
+// does not admit such ones.
+bool cuts_rows(const Tape& tape, const Instr& instr);
 
 }  // namespace sg

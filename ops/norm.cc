@@ -98,14 +98,9 @@ Types infer_layer_norm(std::span<const TensorType> in, const Attrs& attrs) {
   return {in[0]};
 }
 
-// (x - mean) / sqrt(variance + eps) over `axes`.
-Value standardized(Value x, const Axes& axes, double eps) {
-  const Value centered = x - mean(x, axes, true);
-  return centered * rsqrt(mean(square(centered), axes, true) + eps);
-}
-
 std::vector<Value> decompose_layer_norm(Tape&, std::span<const Value> in, const Attrs& attrs) {
-  return {standardized(in[0], {-1}, attrs.d("eps")) * in[1] + in[2]};
+  const Value centered = in[0] - mean(in[0], {-1}, true);
+  return {centered * rsqrt(mean(square(centered), {-1}, true) + attrs.d("eps")) * in[1] + in[2]};
 }
 
 Types infer_rms_norm(std::span<const TensorType> in, const Attrs& attrs) {
@@ -133,14 +128,22 @@ Types infer_group_norm(std::span<const TensorType> in, const Attrs& attrs) {
   return {in[0]};
 }
 
+// (x - mean) / sqrt(variance + eps) per sample and group. What is as large as x is a sum per sample and channel or
+// takes one number per sample and channel: three passes over x, and few numbers between them.
 std::vector<Value> decompose_group_norm(Tape&, std::span<const Value> in, const Attrs& attrs) {
   const Shape shape = in[0].shape();
-  const std::int64_t groups = attrs.i("groups"), images = shape[0], channels = shape[-1];
+  const std::int64_t groups = attrs.i("groups"), images = shape[0], channels = shape[-1], width = channels / groups;
   std::int64_t positions = 1;
   for (int i = 1; i + 1 < shape.rank(); ++i) positions *= shape[i];
-  const double eps = attrs.d("eps");
-  const Value grouped = reshape(in[0], Shape{images, positions, groups, channels / groups});
-  return {reshape(standardized(grouped, {1, 3}, eps), shape) * in[1] + in[2]};
+  const Shape by_group{images * groups, width}, by_channel{images, 1, channels};
+  const Value x = reshape(in[0], Shape{images, positions, channels});
+  const auto group_mean = [&](Value v) {
+    return sum(reshape(sum(v, {1}), by_group), {-1}, true) / static_cast<double>(positions * width);
+  };
+  const auto of_channels = [&](Value v) { return reshape(broadcast(v, by_group), by_channel); };
+  const Value centered = x - of_channels(group_mean(x));
+  const Value scale = of_channels(rsqrt(group_mean(square(centered)) + attrs.d("eps"))) * in[1];
+  return {reshape(centered * scale + in[2], shape)};
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -45,11 +46,22 @@ LowerFn onednn_lowering(OpId op) {
   return nullptr;
 }
 
+bool read_by_gradients(const Tape& tape, std::int32_t value) {
+  return std::any_of(tape.instrs().begin(), tape.instrs().end(), [&](const Instr& i) {
+    return i.forward_of >= 0 && std::find(i.inputs.begin(), i.inputs.end(), value) != i.inputs.end();
+  });
+}
+
 // Operations along rows that are faster as compositions where those run as generated code, and join their neighbours.
 bool better_composed(const Tape& tape, const Instr& instr) {
-  if (instr.op != OpId::softmax && instr.op != OpId::log_softmax && instr.op != OpId::layer_norm &&
-      instr.op != OpId::rms_norm)
+  if (instr.op == OpId::group_norm) {
+    // Its own kernel has a sample in the cache for all three passes. Where gradients make the same statistics anyway,
+    // they are shared, and the pass that applies them also sums what the gradients need.
+    if (!read_by_gradients(tape, instr.inputs[0])) return false;
+  } else if (instr.op != OpId::softmax && instr.op != OpId::log_softmax && instr.op != OpId::layer_norm &&
+             instr.op != OpId::rms_norm) {
     return false;
+  }
   const TensorType& t = tape.type(instr.outputs[0]);
   return t.dtype == DType::f32 && t.shape.elements() > 0 && t.shape[-1] <= cpu::kMaxGeneratedColumns;
 }

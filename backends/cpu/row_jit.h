@@ -3,8 +3,8 @@
 // the first-level cache.
 //
 // The function works on a block: as many rows as a vector has lanes, so that what is per row is computed for all rows
-// of the block at once; or, where the program is one long row, on a stretch of it. Blocks are independent but for sums
-// over rows, which go into `folds` in double.
+// of the block at once; or, where the program is one long row, on a stretch of it. No block has rows of two segments.
+// Blocks are independent but for sums over rows, which go into `folds` in double.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -29,7 +29,7 @@ class RowJit {
   static std::unique_ptr<RowJit> make(const RowProgram& program, const RowMemory& memory);
   virtual ~RowJit() = default;
 
-  virtual std::int64_t blocks() const = 0;
+  virtual std::int64_t blocks() const = 0;        // as many in each segment of the program, one segment after the other
   virtual std::size_t scratch_bytes() const = 0;  // of a thread
   virtual std::size_t fold_doubles() const = 0;   // partial sums of a chunk of blocks, to be zeroed before the first
   // Where in the folds the sums of this op of the program begin.

@@ -34,7 +34,9 @@ class Passes {
   const RowProgram::Op& op(int i) const { return p_.code[ix(i)]; }
   Layout layout(int reg) const { return p_.registers[ix(reg)].layout; }
   // What varies along a row: an operand that is read in vectors.
-  bool is_vector(int reg) const { return layout(reg) == Layout::full || layout(reg) == Layout::column; }
+  bool is_vector(int reg) const {
+    return layout(reg) == Layout::full || layout(reg) == Layout::column || layout(reg) == Layout::segment;
+  }
 
   std::optional<simd::Binary> binary(int i) const {
     const RowKernel kernel = row_kernel(op(i).op);

@@ -39,30 +39,57 @@ struct Place {
   std::byte* base = nullptr;  // memory: element 0 of the whole array
   std::size_t offset = 0;     // scratch: bytes into the thread's part
   std::size_t element = 4;
-  Index per_element = 0, per_row = 0;  // memory: bytes from one of the space to the next
-  std::byte* copy_to = nullptr;        // scratch that is an output: written to memory when the tile is done
+  Index per_element = 0, per_row = 0, per_segment = 0;  // memory: bytes from one of the space to the next
+  std::byte* copy_to = nullptr;  // scratch that is an output: written to memory when the tile is done
 };
 
 struct Tile {
   Index row, rows, first, count;
+  Index segment = 0;
 };  // `first`: index of the first element; count = rows x columns
 
+// A sum over rows: where it is among the folds of a chunk, and where it goes.
+struct Fold {
+  std::size_t offset;
+  Index count;
+  void* out;
+  bool of_segment;  // one such sum per segment: out has them one after the other
+};
+
 // How a row program is shared out: its tiles or blocks in chunks that depend on their number alone, a scratch for each
-// thread, and partial sums in double for each chunk, which are added in the order of the chunks.
+// thread, and partial sums in double for each chunk, which are added in the order of the chunks. T: type of the sums.
+//
+// Pieces are those of `segments` equal runs, one run after the other. A chunk takes whole runs, or, where these are
+// few, a part of one.
+template <class T>
 class Chunks {
  public:
   Chunks() = default;
   // work: elements times ops; below `parallel` it is not worth waking a thread for.
-  Chunks(LowerCtx& ctx, Index pieces, std::size_t thread_bytes, std::size_t fold_doubles, Index work, Index parallel)
-      : pieces_(pieces), thread_bytes_(align64(thread_bytes)), fold_doubles_(fold_doubles) {
-    per_chunk_ = ceil_div(pieces, std::min(pieces, kMaxChunks));
-    chunks_ = ceil_div(pieces, per_chunk_);
+  Chunks(LowerCtx& ctx, Index pieces, Index segments, std::size_t thread_bytes, std::size_t fold_doubles,
+         std::vector<Fold> sums, Index work, Index parallel)
+      : pieces_(pieces),
+        of_segment_(pieces / segments),
+        thread_bytes_(align64(thread_bytes)),
+        fold_doubles_(fold_doubles),
+        sums_(std::move(sums)) {
+    if (segments == 1 || segments >= kMaxChunks) {
+      const Index units = segments == 1 ? pieces : segments;
+      per_chunk_ = ceil_div(units, std::min(units, kMaxChunks)) * (pieces / units);
+      chunks_ = ceil_div(pieces, per_chunk_);
+      chunks_of_segment_ = segments == 1 ? chunks_ : 1;
+    } else {
+      per_chunk_ = ceil_div(of_segment_, std::min(of_segment_, ceil_div(kMaxChunks, segments)));
+      chunks_of_segment_ = ceil_div(of_segment_, per_chunk_);
+      chunks_ = segments * chunks_of_segment_;
+    }
+    whole_segments_ = segments >= kMaxChunks;
     threads_ = work < parallel ? 1 : omp_get_max_threads();
     fold_bytes_ = align64(fold_doubles * sizeof(double));
     scratch_ = Scratch(ctx, thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunks_));
   }
 
-  // f(piece, scratch of the thread, folds of the chunk), folds zeroed before a chunk's first piece.
+  // f(piece, scratch of the thread, folds of the chunk) for all pieces, then the sums to their places.
   template <class F>
   void run(F&& f) const {
     const auto chunk = [&](Index c, int thread) {
@@ -73,10 +100,13 @@ class Chunks {
 #endif
         }
       } const fence;
-      double* const sums = folds(c);
-      std::fill_n(sums, fold_doubles_, 0.0);
-      const Index end = std::min(pieces_, (c + 1) * per_chunk_);
-      for (Index k = c * per_chunk_; k < end; ++k) f(k, scratch_.at<std::byte>(thread_bytes_ * ix(thread)), sums);
+      double* const part = folds(c);
+      std::fill_n(part, fold_doubles_, 0.0);
+      const auto [begin, end] = pieces_of(c);
+      for (Index k = begin; k < end; ++k) {
+        f(k, scratch_.at<std::byte>(thread_bytes_ * ix(thread)), part);
+        if (whole_segments_ && (k + 1) % of_segment_ == 0) finish_segment(k / of_segment_, part);
+      }
     };
     const int threads = std::min<int>(static_cast<int>(threads_), omp_get_max_threads());
     if (threads == 1 || chunks_ == 1) {
@@ -85,28 +115,56 @@ class Chunks {
 #pragma omp parallel for schedule(static) num_threads(threads)
       for (Index c = 0; c < chunks_; ++c) chunk(c, omp_get_thread_num());
     }
+    for (const Fold& sum : sums_)
+      if (!sum.of_segment)
+        combine(sum, 0, chunks_, 0);
+      else if (!whole_segments_)
+        for (Index c = 0; c < chunks_; c += chunks_of_segment_)
+          combine(sum, c, c + chunks_of_segment_, c / chunks_of_segment_);
   }
 
-  // y[k] = sum over chunks of their folds[offset + k].
-  template <class T>
-  void combine(std::size_t offset, Index count, T* y) const {
-    for (Index k = 0; k < count; ++k) {
+ private:
+  std::pair<Index, Index> pieces_of(Index chunk) const {
+    if (whole_segments_ || chunks_of_segment_ == chunks_)
+      return {chunk * per_chunk_, std::min(pieces_, (chunk + 1) * per_chunk_)};
+    const Index segment = chunk / chunks_of_segment_, part = chunk % chunks_of_segment_;
+    return {segment * of_segment_ + part * per_chunk_,
+            segment * of_segment_ + std::min(of_segment_, (part + 1) * per_chunk_)};
+  }
+
+  // The sums of a segment that one chunk made all of; the next one begins at zero.
+  void finish_segment(Index segment, double* part) const {
+    for (const Fold& sum : sums_)
+      if (sum.of_segment) {
+        T* const y = static_cast<T*>(sum.out) + segment * sum.count;
+        double* const from = part + sum.offset;
+        for (Index k = 0; k < sum.count; ++k) y[k] = static_cast<T>(from[k]);
+        std::fill_n(from, sum.count, 0.0);
+      }
+  }
+
+  // out[at, k] = sum over chunks of their folds[offset + k].
+  void combine(const Fold& sum, Index begin, Index end, Index at) const {
+    T* const y = static_cast<T*>(sum.out) + at * sum.count;
+    for (Index k = 0; k < sum.count; ++k) {
       double s = 0;
-      for (Index c = 0; c < chunks_; ++c) s += folds(c)[offset + ix(k)];
+      for (Index c = begin; c < end; ++c) s += folds(c)[sum.offset + ix(k)];
       y[k] = static_cast<T>(s);
     }
   }
 
- private:
   double* folds(Index chunk) const {
     return scratch_.at<double>(thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunk));
   }
-  Index pieces_ = 0, chunks_ = 1, per_chunk_ = 1, threads_ = 1;
+  Index pieces_ = 0, of_segment_ = 1, chunks_ = 1, per_chunk_ = 1, chunks_of_segment_ = 1, threads_ = 1;
+  bool whole_segments_ = false;  // of a cut program: a chunk never has a part of one
   std::size_t thread_bytes_ = 0, fold_doubles_ = 0, fold_bytes_ = 0;
+  std::vector<Fold> sums_;
   Scratch scratch_;
 };
 
-bool over_rows(Kind kind) { return kind == Kind::reduce_columns || kind == Kind::reduce_all; }
+// Doubles of one partial sum of the op's result: a segment's are those of its columns.
+Index fold_count(const RowProgram& p, Kind kind) { return kind == Kind::reduce_all ? 1 : p.columns; }
 
 struct Exec {
   RowPass::Form form = RowPass::single;
@@ -130,6 +188,7 @@ class Interpreter {
  public:
   Interpreter(LowerCtx& ctx, const RowProgram& program)
       : p_(program), table_(common_table<T>()), flat_(can_be_cut(p_)) {
+    std::size_t fold_size = 0;
     for (const RowPass& pass : passes_of(p_)) {
       const RowProgram::Op& op = p_.code[ix(pass.op)];
       Exec e{pass.form, op.kind, row_kernel(op.op), pass.code, pass.in, pass.inputs, op.out};
@@ -138,29 +197,32 @@ class Interpreter {
         if (op.attrs.has("lo")) e.p = op.attrs.d("lo"), e.q = op.attrs.d("hi");
       }
       e.rounds = is_bf16(op.out) && op.kind == Kind::elementwise && !exact_in_bf16(e.kernel);
-      if (over_rows(op.kind)) {
-        e.fold = fold_size_;
-        fold_size_ += ix(p_.extent(p_.registers[ix(op.out)].layout));
+      if (RowProgram::over_rows(op.kind)) {
+        e.fold = fold_size;
+        fold_size += ix(fold_count(p_, op.kind));
       }
       code_.push_back(e);
     }
     place_registers(ctx);
-    for (Exec& e : code_) plan_operands(e);
-    const Index tiles = flat_ ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows, tile_rows_);
-    chunks_ = Chunks(ctx, tiles, scratch_bytes_, fold_size_, p_.rows * p_.columns * static_cast<Index>(code_.size()),
-                     kParallelWork);
+    std::vector<Fold> sums;
+    for (Exec& e : code_) {
+      plan_operands(e);
+      if (!RowProgram::over_rows(e.kind)) continue;
+      sums.push_back({e.fold, fold_count(p_, e.kind), places_[ix(e.out)].base, e.kind == Kind::reduce_segments});
+    }
+    tiles_of_segment_ = flat_ ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows_of_segment(), tile_rows_);
+    chunks_ = Chunks<T>(ctx, tiles_of_segment_ * p_.segments, p_.segments, scratch_bytes_, fold_size, std::move(sums),
+                        p_.rows * p_.columns * static_cast<Index>(code_.size()), kParallelWork);
   }
 
   void run() const {
     chunks_.run([this](Index tile, std::byte* scratch, double* folds) { run_tile(tile, scratch, folds); });
-    for (const Exec& e : code_)
-      if (over_rows(e.kind))
-        chunks_.combine(e.fold, p_.extent(places_[ix(e.out)].layout), reinterpret_cast<T*>(places_[ix(e.out)].base));
   }
 
   std::string detail() const {
-    return fmt::format("{} x {}, {} ops in {} {}, tiles of {}: {}", p_.rows, p_.columns, p_.code.size(), code_.size(),
-                       code_.size() == 1 ? "pass" : "passes", flat_ ? tile_ : tile_rows_ * p_.columns, p_.formula());
+    return fmt::format("{}, {} ops in {} {}, tiles of {}, {}: {}", p_.extents(), p_.code.size(), code_.size(),
+                       code_.size() == 1 ? "pass" : "passes", flat_ ? tile_ : tile_rows_ * p_.columns, p_.traffic(),
+                       p_.formula());
   }
 
  private:
@@ -248,7 +310,7 @@ class Interpreter {
       if (is_bf16(i) && places_[ix(i)].layout == Layout::full) per_element += sizeof(float);
     tile_ = per_element == 0 ? kMaxTile : static_cast<Index>(kTileBytes / per_element) / 64 * 64;
     tile_ = std::clamp(tile_, kMinTile, kMaxTile);
-    tile_rows_ = std::max<Index>(1, tile_ / std::max<Index>(p_.columns, 1));
+    tile_rows_ = std::clamp<Index>(tile_ / std::max<Index>(p_.columns, 1), 1, p_.rows_of_segment());
     const Index full = flat_ ? tile_ : tile_rows_ * p_.columns;
     std::vector<std::size_t> offsets;
     for (const Slot& s : slots) {
@@ -263,14 +325,15 @@ class Interpreter {
       place.offset = scratch_bytes_;
       const Index most = place.layout == Layout::full     ? full
                          : place.layout == Layout::row    ? tile_rows_
-                         : place.layout == Layout::column ? p_.columns
-                                                          : 1;
+                         : place.layout == Layout::scalar ? 1
+                                                          : p_.columns;
       scratch_bytes_ += align64(ix(most) * sizeof(float));
     }
     for (std::size_t r = 0; r < places_.size(); ++r) {
       const auto element = static_cast<Index>(places_[r].element);
       places_[r].per_element = places_[r].layout == Layout::full ? element : 0;
       places_[r].per_row = places_[r].layout == Layout::row ? element : 0;
+      places_[r].per_segment = places_[r].layout == Layout::segment ? element * p_.columns : 0;
       if (slot_of[r] >= 0) {
         places_[r].where = Place::Where::scratch;
         places_[r].offset = offsets[ix(slot_of[r])];
@@ -282,7 +345,7 @@ class Interpreter {
   U* at(int reg, const Tile& t, std::byte* scratch) const {
     const Place& p = places_[ix(reg)];
     if (p.where == Place::Where::scratch) return reinterpret_cast<U*>(scratch + p.offset);
-    return reinterpret_cast<U*>(p.base + t.first * p.per_element + t.row * p.per_row);
+    return reinterpret_cast<U*>(p.base + t.first * p.per_element + t.row * p.per_row + t.segment * p.per_segment);
   }
 
   // As the operand of an op whose result is full: the distance between rows, and whether a row is one number.
@@ -307,7 +370,8 @@ class Interpreter {
     for (int k = 0; k < e.inputs; ++k) {
       const Layout layout = places_[ix(e.in[ix(k)])].layout;
       e.stride[ix(k)] = row_result ? 0 : stride(e.in[ix(k)]);
-      e.one_row = e.one_row && (one(k) ? layout == Layout::scalar : layout != Layout::column);
+      const bool repeats = layout == Layout::column || layout == Layout::segment;
+      e.one_row = e.one_row && (one(k) ? layout == Layout::scalar : !repeats);
     }
     e.one_row = e.one_row || row_result || flat_;
     switch (e.form) {
@@ -336,6 +400,8 @@ class Interpreter {
         return {t.row, t.rows};
       case Layout::column:
         return {0, p_.columns};
+      case Layout::segment:
+        return {t.segment * p_.columns, p_.columns};
       case Layout::scalar:
         break;
     }
@@ -347,8 +413,10 @@ class Interpreter {
     if (flat_) {
       t = {0, 1, k * tile_, std::min(tile_, p_.columns - k * tile_)};
     } else {
-      t.row = k * tile_rows_;
-      t.rows = std::min(tile_rows_, p_.rows - t.row);
+      const Index before = k % tiles_of_segment_ * tile_rows_;
+      t.segment = k / tiles_of_segment_;
+      t.row = t.segment * p_.rows_of_segment() + before;
+      t.rows = std::min(tile_rows_, p_.rows_of_segment() - before);
       t.first = t.row * p_.columns;
       t.count = t.rows * p_.columns;
     }
@@ -385,6 +453,7 @@ class Interpreter {
         return;
       }
       case Kind::reduce_columns:
+      case Kind::reduce_segments:
         table_.sum_cols(at<T>(e.in[0], t, scratch), t.rows, cols, cols, folds + e.fold);
         return;
       case Kind::reduce_row:
@@ -454,6 +523,7 @@ class Interpreter {
           std::memcpy(y, x + r * cols, ix(cols) * sizeof(U));
           break;
         case Layout::column:
+        case Layout::segment:
           std::memcpy(y, x, ix(cols) * sizeof(U));
           break;
         case Layout::row:
@@ -489,9 +559,9 @@ class Interpreter {
   std::vector<Place> places_;
   std::vector<Exec> code_;
   std::vector<std::pair<int, const std::uint16_t*>> widened_;  // inputs in bf16 and where they are
-  Index tile_ = 0, tile_rows_ = 1;
-  std::size_t scratch_bytes_ = 0, fold_size_ = 0;
-  Chunks chunks_;
+  Index tile_ = 0, tile_rows_ = 1, tiles_of_segment_ = 1;
+  std::size_t scratch_bytes_ = 0;
+  Chunks<T> chunks_;
 };
 
 template <class T>
@@ -511,36 +581,30 @@ class GeneratedStep final : public Step {
   GeneratedStep(LowerCtx& ctx, const RowProgram& program, std::unique_ptr<RowJit> code)
       : p_(program), code_(std::move(code)) {
     constexpr Index kParallelWork = 262144;
-    chunks_ = Chunks(ctx, code_->blocks(), code_->scratch_bytes(), code_->fold_doubles(),
-                     p_.rows * p_.columns * static_cast<Index>(p_.code.size()), kParallelWork);
+    std::vector<Fold> sums;
     for (std::size_t i = 0; i < p_.code.size(); ++i)
-      if (over_rows(p_.code[i].kind)) {
-        const int out = p_.code[i].out;
-        const auto k = std::find(p_.outputs.begin(), p_.outputs.end(), out) - p_.outputs.begin();
-        sums_.push_back({code_->fold_of(i), p_.extent(p_.registers[ix(out)].layout),
-                         static_cast<float*>(ctx.data(ctx.instr().outputs[ix(k)]))});
+      if (const RowProgram::Op& op = p_.code[i]; RowProgram::over_rows(op.kind)) {
+        const auto k = std::find(p_.outputs.begin(), p_.outputs.end(), op.out) - p_.outputs.begin();
+        sums.push_back({code_->fold_of(i), fold_count(p_, op.kind), ctx.data(ctx.instr().outputs[ix(k)]),
+                        op.kind == Kind::reduce_segments});
       }
+    chunks_ = Chunks<float>(ctx, code_->blocks(), p_.segments, code_->scratch_bytes(), code_->fold_doubles(),
+                            std::move(sums), p_.rows * p_.columns * static_cast<Index>(p_.code.size()), kParallelWork);
   }
 
   void run() override {
     chunks_.run([this](Index block, std::byte* scratch, double* folds) { code_->run(block, scratch, folds); });
-    for (const Sum& sum : sums_) chunks_.combine(sum.offset, sum.count, sum.out);
   }
 
   std::string detail() const override {
-    return fmt::format("{} x {}, {} ops, {}: {}", p_.rows, p_.columns, p_.code.size(), code_->detail(), p_.formula());
+    return fmt::format("{}, {} ops, {}, {}: {}", p_.extents(), p_.code.size(), code_->detail(), p_.traffic(),
+                       p_.formula());
   }
 
  private:
-  struct Sum {
-    std::size_t offset;
-    Index count;
-    float* out;
-  };
   const RowProgram p_;
   std::unique_ptr<RowJit> code_;
-  Chunks chunks_;
-  std::vector<Sum> sums_;
+  Chunks<float> chunks_;
 };
 
 std::unique_ptr<RowJit> generate(LowerCtx& ctx, const RowProgram& program) {
@@ -563,7 +627,8 @@ StepPtr lower_row_program(LowerCtx& ctx, int) {
   return std::make_unique<RowProgramStep<float>>(ctx, program);
 }
 
-// A tile reads and writes its own rows only, so an output may take the place of an input of the same layout.
+// A tile reads and writes its own rows only, so an output may take the place of an input of the same layout. What is of
+// a column or a segment is read by many tiles.
 bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int output) {
   const RowProgram& p = tape.row_program(instr.attrs.i("program"));
   const auto &in = p.registers[ix(i)], &out = p.registers[ix(p.outputs[ix(output)])];

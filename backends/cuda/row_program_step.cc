@@ -19,7 +19,6 @@ using Kind = RowProgram::Kind;
 constexpr std::size_t kMaxOperandsOfOp = 3;
 
 std::size_t ix(std::int64_t i) { return static_cast<std::size_t>(i); }
-bool over_rows(Kind kind) { return kind == Kind::reduce_columns || kind == Kind::reduce_all; }
 
 // A region, its operands in memory (by register, null where there is none), and the scratch for its partial sums.
 struct Lowered {
@@ -27,10 +26,6 @@ struct Lowered {
   RowRegion region;
   std::vector<void*> memory;
   const RowProgram& program() const { return *region.program; }
-  std::size_t bytes_of(int r) const {
-    return static_cast<std::size_t>(program().extent(program().registers[ix(r)].layout)) *
-           size_of(program().registers[ix(r)].dtype);
-  }
 };
 
 // One elementwise instruction. Axes along which all operands behave alike are merged; with at most two left, operands
@@ -106,6 +101,10 @@ Lowered describe(LowerCtx& ctx) {
   if (op_def(instr.op).role == Role::region) {
     low.region.program = &ctx.tape().row_program(ctx.attrs().i("program"));
     low.region.strided.resize(instr.inputs.size());
+    const RowProgram& p = low.program();
+    for (std::size_t i = 0; i < instr.inputs.size(); ++i)
+      if (p.registers[i].layout == Layout::segment)
+        low.region.strided[i] = Strided{{{p.rows_of_segment(), 0}, {p.segments, p.columns}}, true};
   } else {
     describe_single(ctx, low);
   }
@@ -130,12 +129,7 @@ Lowered describe(LowerCtx& ctx) {
 
 // What explain() says of the operands.
 std::string traffic(const Lowered& low) {
-  const RowProgram& p = low.program();
-  std::size_t read = 0, written = 0;
-  for (int r = 0; r < p.inputs; ++r)
-    if (!low.region.constants[ix(r)] && !low.region.strided[ix(r)]) read += low.bytes_of(r);
-  for (const int r : p.outputs) written += low.bytes_of(r);
-  return fmt::format("reads {} bytes, writes {}", read, written);
+  return low.program().traffic([&](int r) { return !low.region.constants[ix(r)] && !low.region.strided[ix(r)]; });
 }
 
 class GeneratedStep final : public Step {
@@ -223,6 +217,9 @@ class InterpretedStep final : public Step {
     code_.rows = p.rows, code_.columns = p.columns;
     code_.tile = flat ? std::min<std::int64_t>(p.columns, kTile) : 0;
     code_.pieces = flat ? ceil_div(p.columns, kTile) : p.rows;
+    const bool cut =
+        std::any_of(p.code.begin(), p.code.end(), [](const auto& op) { return op.kind == Kind::reduce_segments; });
+    code_.segment = cut ? p.rows_of_segment() : 0;
     const std::int64_t width = flat ? code_.tile : p.columns;
 
     std::vector<RowRegister> registers;
@@ -259,18 +256,20 @@ class InterpretedStep final : public Step {
       o.out = op.out;
       if (op.attrs.has("slope")) o.p = op.attrs.d("slope");
       if (op.attrs.has("lo")) o.p = op.attrs.d("lo"), o.q = op.attrs.d("hi");
-      if (over_rows(op.kind)) {
+      if (RowProgram::over_rows(op.kind)) {
         o.fold = code_.fold_count;
-        o.count = op.kind == Kind::reduce_columns ? p.columns : kRowThreads;
+        o.count = op.kind == Kind::reduce_all ? kRowThreads : p.columns;
         code_.fold_count += o.count;
-        folds_.push_back(
-            {o.fold, o.count, op.kind == Kind::reduce_columns, p.registers[ix(op.out)].dtype, low.memory[ix(op.out)]});
+        if (op.kind != Kind::reduce_segments)
+          folds_.push_back({o.fold, o.count, op.kind == Kind::reduce_columns, p.registers[ix(op.out)].dtype,
+                            low.memory[ix(op.out)]});
       }
       ops.push_back(o);
     }
     const std::int64_t of_block = (code_.slots + code_.fold_count) * 8;
     std::int64_t blocks = std::clamp<std::int64_t>(kScratch / std::max<std::int64_t>(of_block, 1), 1, kMaxBlocks);
-    code_.pieces_of_block = ceil_div(code_.pieces, std::min<std::int64_t>(blocks, code_.pieces));
+    const std::int64_t unit = cut ? code_.segment : 1, units = code_.pieces / unit;
+    code_.pieces_of_block = ceil_div(units, std::min<std::int64_t>(blocks, units)) * unit;
     blocks_ = ceil_div(code_.pieces, code_.pieces_of_block);
     ctx.scratch(static_cast<std::size_t>(std::max<std::int64_t>(of_block * blocks_, 8)), &scratch_);
 
@@ -326,7 +325,7 @@ class InterpretedStep final : public Step {
     std::vector<std::int64_t> place(p.registers.size(), -1);
     for (std::size_t i = 0; i < p.code.size(); ++i) {
       const auto r = ix(p.code[i].out);
-      if (over_rows(p.code[i].kind)) continue;
+      if (RowProgram::over_rows(p.code[i].kind)) continue;
       const std::int64_t size = p.registers[r].layout == Layout::full ? width : 1;
       const auto now = static_cast<int>(i);
       auto found =

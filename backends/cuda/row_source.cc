@@ -97,7 +97,8 @@ class Writer {
   }
   const RowProgram::Op& maker(int r) const { return p_.code[ix(made_by_[ix(r)])]; }
   bool is_output(int r) const { return std::find(p_.outputs.begin(), p_.outputs.end(), r) != p_.outputs.end(); }
-  static bool folds(Kind k) { return k == Kind::reduce_columns || k == Kind::reduce_all; }
+  static bool folds(Kind k) { return RowProgram::over_rows(k); }
+  static bool down_columns(Kind k) { return k == Kind::reduce_columns || k == Kind::reduce_segments; }
   // Whether a register has a variable of its own for the whole row, or for the whole kernel.
   bool is_narrow(int r) const {
     return is_constant(r) || reg(r).layout == Layout::row || reg(r).layout == Layout::scalar;
@@ -135,7 +136,8 @@ class Writer {
       phases_ = std::max(phases_, ready[ix(op.out)] + 1);
       const Layout out = reg(op.out).layout;
       SG_CHECK(op.kind != Kind::elementwise || out == Layout::full || out == Layout::row, "{}", p_.formula());
-      by_rows_ = by_rows_ || op.kind == Kind::reduce_row || op.kind == Kind::reduce_columns;
+      by_rows_ = by_rows_ || op.kind == Kind::reduce_row || down_columns(op.kind);
+      cut_ = cut_ || op.kind == Kind::reduce_segments;
       sums_rows_ = sums_rows_ || op.kind == Kind::reduce_row;
     }
     for (const int r : p_.outputs) SG_CHECK(made_by_[ix(r)] >= 0, "{}", p_.formula());
@@ -242,11 +244,12 @@ class Writer {
       plan_elements();
     for (const RowProgram::Op& op : p_.code)
       if (folds(op.kind)) {
-        const std::int64_t count = op.kind == Kind::reduce_columns ? columns : 1;
-        source_.folds.push_back(
-            {op.out, count, op.kind == Kind::reduce_columns ? parts_ : source_.blocks, value_bytes(reg(op.out).dtype)});
+        RowSource::Fold fold{op.out, 1, source_.blocks, value_bytes(reg(op.out).dtype)};
+        if (down_columns(op.kind)) fold.count = columns, fold.parts = parts_;
+        if (op.kind == Kind::reduce_segments) fold.parts = parts_of_segment_, fold.segments = p_.segments;
+        source_.folds.push_back(fold);
       }
-    for (const auto& f : source_.folds) source_.sum_blocks += ceil_div(f.count, 32);
+    for (const auto& f : source_.folds) source_.sum_blocks += ceil_div(f.count, 32) * f.segments;
   }
 
   bool has_folds() const {
@@ -293,7 +296,7 @@ class Writer {
       if (words_of(fewer) < words_of(kept_)) passes_ = std::move(other), kept_ = fewer;
       std::size_t words = words_of(kept_);
       for (const RowProgram::Op& op : p_.code)
-        if (op.kind == Kind::reduce_columns) words += value_bytes(reg(op.out).dtype) / 4;
+        if (down_columns(op.kind)) words += value_bytes(reg(op.out).dtype) / 4;
       const auto steps_with = [&](int lanes) {
         return static_cast<int>(std::min<std::int64_t>(ceil_div(vectors, lanes), 1 << 20));
       };
@@ -321,8 +324,11 @@ class Writer {
     source_.block = static_cast<unsigned>(threads_);
     source_.extent = rows;
     source_.piece = at_once_;
-    if (has_folds()) source_.piece = round_up(ceil_div(rows, std::max<std::int64_t>(kMaxParts / tiles_, 1)), at_once_);
-    parts_ = ceil_div(rows, source_.piece);
+    const std::int64_t runs = cut_ ? p_.segments : 1, run = rows / runs;
+    if (has_folds())
+      source_.piece = round_up(ceil_div(run, std::max<std::int64_t>(kMaxParts / tiles_ / runs, 1)), at_once_);
+    parts_of_segment_ = ceil_div(run, source_.piece);
+    parts_ = runs * parts_of_segment_;
     source_.blocks = parts_ * tiles_;
     source_.how = !sums_rows_    ? fmt::format("{} rows at a time, {} lanes each", at_once_, lanes_)
                   : lanes_ > 32  ? fmt::format("a block of {} per row", lanes_)
@@ -429,6 +435,7 @@ class Writer {
           line("sum{0} = op_add(sum{0}, r{1});", out, in);
           break;
         case Kind::reduce_columns:
+        case Kind::reduce_segments:
           if (again_)
             line("part{0}[c + v] = row == begin ? r{1} : op_add(part{0}[c + v], r{1});", out, in);
           else
@@ -544,7 +551,7 @@ class Writer {
     for (const RowProgram::Op& op : p_.code) {
       const auto type = value_type(reg(op.out).dtype);
       if (op.kind == Kind::reduce_all) line("{} sum{} = 0;", type, op.out), over_all = true;
-      if (op.kind != Kind::reduce_columns) continue;
+      if (!down_columns(op.kind)) continue;
       over_columns = true;
       if (again_)
         line("part{} += (long long)blockIdx.x * {};", op.out, p_.columns);
@@ -557,10 +564,16 @@ class Writer {
     if (combines) numbers = std::max<std::size_t>(numbers, ix(at_once_) * ix(tile) / (has_double() ? 1 : 2));
     if (numbers > 0) line("__shared__ double shared[{}];", numbers);
     if (tiles_ > 1)
-      line("const I tile = blockIdx.x % {0}, begin = blockIdx.x / {0} * (I)piece;", tiles_);
+      line("const I tile = blockIdx.x % {0}, part = blockIdx.x / {0};", tiles_);
     else
-      line("const I begin = blockIdx.x * (I)piece;");
-    line("const I end = (I)extent - begin < (I)piece ? (I)extent : begin + (I)piece;");
+      line("const I part = blockIdx.x;");
+    if (cut_) {
+      line("const I stop = (part / {0} + 1) * (I){1};", parts_of_segment_, p_.rows_of_segment());
+      line("const I begin = stop - (I){1} + part % {0} * (I)piece;", parts_of_segment_, p_.rows_of_segment());
+    } else {
+      line("const I stop = (I)extent, begin = part * (I)piece;");
+    }
+    line("const I end = stop - begin < (I)piece ? stop : begin + (I)piece;");
     open("for (I first = begin; first < end; first += {}) {{", at_once_);
     if (at_once_ > 1) {
       line("const I row = first + group;");
@@ -580,7 +593,7 @@ class Writer {
     close();
     for (const RowProgram::Op& op : p_.code) {
       if (op.kind == Kind::reduce_all) write_total(op);
-      if (op.kind == Kind::reduce_columns && !again_) write_columns(op, combines, tile);
+      if (down_columns(op.kind) && !again_) write_columns(op, combines, tile);
     }
     close();
   }
@@ -589,7 +602,7 @@ class Writer {
   void write_columns(const RowProgram::Op& op, bool combines, int tile) {
     const std::string column = fmt::format("(k / {0} * {1} + lane) * {0} + k % {0}", vector_, lanes_);
     const std::string base = tiles_ > 1 ? fmt::format("tile * {} + ", tile) : "";
-    const std::string part = fmt::format("part{}[(long long)(begin / (I)piece) * {} + ", op.out, p_.columns);
+    const std::string part = fmt::format("part{}[(long long)part * {} + ", op.out, p_.columns);
     const auto type = value_type(reg(op.out).dtype);
     if (!combines) {
       line("#pragma unroll");
@@ -628,14 +641,16 @@ class Writer {
     open("extern \"C\" __global__ void __launch_bounds__(256) {}({}) {{", RowSource::kSums, parameters);
     std::int64_t first = 0;
     for (const auto& f : source_.folds) {
-      const std::int64_t blocks = ceil_div(f.count, 32);
-      if (maker(f.out).kind == Kind::reduce_columns)
-        line(
-            "if (blockIdx.x >= {0} && blockIdx.x < {1}) add_up_columns(part{2}, out{2}, {3}, parts{2}, (blockIdx.x - "
-            "{0}) * 32ll);",
-            first, first + blocks, f.out, f.count);
-      else
+      const std::int64_t of_segment = ceil_div(f.count, 32), blocks = of_segment * f.segments;
+      if (!down_columns(maker(f.out).kind)) {
         line("if (blockIdx.x == {0}) add_up(part{1}, out{1}, parts{1});", first, f.out);
+      } else {
+        open("if (blockIdx.x >= {0} && blockIdx.x < {1}) {{", first, first + blocks);
+        line("const long long k = blockIdx.x - {0}, s = k / {1};", first, of_segment);
+        line("add_up_columns(part{0} + s * parts{0} * {1}, out{0} + s * {1}, {1}, parts{0}, k % {2} * 32);", f.out,
+             f.count, of_segment);
+        close();
+      }
       first += blocks;
     }
     close();
@@ -650,11 +665,12 @@ class Writer {
   std::vector<int> made_by_, phase_;
   int phases_ = 1;
   bool by_rows_ = false, sums_rows_ = false, narrow_ = true;
+  bool cut_ = false;  // sums over segments: no block has rows of two
   int vector_ = 1;
   // By rows: lanes of a row, vectors that each takes of it, threads of a block, rows of a block at a time.
   int lanes_ = 1, steps_ = 1, threads_ = kThreads, at_once_ = 1;
-  std::int64_t tiles_ = 1, parts_ = 1;  // of columns; of rows
-  bool again_ = false;                  // a loop over the row for each pass, and nothing kept
+  std::int64_t tiles_ = 1, parts_ = 1, parts_of_segment_ = 1;  // of columns; of rows
+  bool again_ = false;                                         // a loop over the row for each pass, and nothing kept
   std::set<int> kept_;
   std::vector<Pass> passes_;
 };

@@ -5,10 +5,10 @@
 // sums along it are needed: a value that is computed before such a sum and used after it stays in registers where the
 // row fits into those of its group, and is computed again from memory where it does not. Sums over all rows are made in
 // parts, whose number depends on the shape alone, and added up by a second kernel in a fixed order: results do not
-// depend on the GPU.
+// depend on the GPU. No part of a program that sums over segments has rows of two of them.
 //
 // The text depends on rows and on the elements of a flat program only through the width of indices, so that one formula
-// over many sizes is compiled once.
+// over many sizes is compiled once; with values of segments it depends on their number and length.
 #pragma once
 #include <optional>
 #include <string>
@@ -41,12 +41,14 @@ struct RowSource {
   static constexpr const char* kKernel = "row_program";
   static constexpr const char* kSums = "row_program_sums";
 
-  // A sum over all rows: its parts are numbers of `element` bytes, `parts` x `count` of them, in scratch.
+  // A sum over all rows, or over those of each segment: its parts are numbers of `element` bytes in scratch, `parts` x
+  // `count` of them for each segment.
   struct Fold {
     int out;  // register
     std::int64_t count, parts;
     std::size_t element;
-    std::size_t bytes() const { return static_cast<std::size_t>(count * parts) * element; }
+    std::int64_t segments = 1;
+    std::size_t bytes() const { return static_cast<std::size_t>(count * parts * segments) * element; }
   };
 
   std::string text;

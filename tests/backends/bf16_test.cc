@@ -157,6 +157,33 @@ TEST(CpuBf16, FusionChangesNoBit) {
   });
 }
 
+// The same where operands belong to a sample and channel.
+TEST(CpuBf16, FusionWithSegmentsChangesNoBit) {
+  Rng rng(12);
+  const Tensor a = normal_reals({5, 19, 45})(rng).cast(DType::bf16),
+               s = normal_reals({5, 1, 45})(rng).cast(DType::bf16);
+  on_each_isa({"generic", "avx2", "avx512"}, [&](const std::string& isa) {
+    Tape tape;
+    const Value x = tape.input("x", a.type()), scale = tape.input("scale", s.type());
+    const Value h = relu(x * scale + scale);
+    const Value sums = sum(cast(h, DType::f32) * cast(x, DType::f32), {1}, true);
+    const std::vector<Value> fetches{h, sums};
+    CompileOptions apart;
+    apart.fuse = false;
+    Program fused = compile(tape, fetches, cpu_backend()), single = compile(tape, fetches, cpu_backend(), apart);
+    EXPECT_EQ(fused.stats().steps, 1u) << fused.explain();
+    EXPECT_NE(fused.explain().find("5 segments of 19 x 45"), std::string::npos) << fused.explain();
+    for (Program* p : {&fused, &single}) {
+      p->feed(x, a), p->feed(scale, s);
+      p->run();
+    }
+    EXPECT_TRUE(same_bits(fused.fetch(h), single.fetch(h))) << isa;
+    const Tensor got = fused.fetch(sums), want = single.fetch(sums);
+    for (std::int64_t i = 0; i < want.elements(); ++i)
+      ASSERT_NEAR(got.at(i), want.at(i), 1e-5 * (1 + std::abs(want.at(i)))) << isa;
+  });
+}
+
 // Rounding in the loops and in generated code is that of BFloat16, for numbers of every size, ties and NaN.
 TEST(CpuBf16, RoundingIsThatOfTheType) {
   std::vector<float> points = floats_of_every_size();

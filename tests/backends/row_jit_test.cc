@@ -120,6 +120,30 @@ TEST(RowJit, EveryTailIsRight) {
   });
 }
 
+// Segments of lengths around the rows of a block, few and many; sums over them and over all rows, and values per row.
+TEST(RowJit, SegmentsAreRight) {
+  on_each_isa(kGenerators, [&](const std::string& isa) {
+    for (const std::int64_t segments : {2, 5, 67})
+      for (const std::int64_t rows : {2, 7, 8, 9, 16, 17, 40})
+        for (const std::int64_t columns : {3, 8, 16, 33, 150}) {
+          Tensor data({DType::f32, {segments, rows, columns}}), per({DType::f32, {segments, 1, columns}});
+          for (std::int64_t i = 0; i < data.elements(); ++i) data.set(i, std::sin(0.37 * static_cast<double>(i)) + 0.1);
+          for (std::int64_t i = 0; i < per.elements(); ++i) per.set(i, std::cos(0.2 * static_cast<double>(i)));
+          Tape tape;
+          const Value x = tape.constant(data), s = tape.constant(per);
+          const Value y = x * s + 0.5, z = y / sqrt(sum(square(y), {-1}, true) + 1.0) - s;
+          const std::vector<Value> values{z, sum(z, {1}), sum(y * x, {1}, true), sum(z, {0, 1}), sum(square(y))};
+          const std::vector<Tensor> got = run_generated(tape, values);
+          for (std::size_t k = 0; k < values.size(); ++k) {
+            const Tensor want = eval(values[k], reference_backend());
+            for (std::int64_t i = 0; i < want.elements(); ++i)
+              ASSERT_NEAR(got[k].at(i), want.at(i), 1e-5 * (1 + std::abs(want.at(i))))
+                  << isa << " " << segments << " x " << rows << " x " << columns << " value " << k << " at " << i;
+          }
+        }
+  });
+}
+
 TEST(RowJit, IsUsedForTheRotationTrickAndCanBeSwitchedOff) {
   Tape tape;
   const Value z = tape.input("z", {DType::f32, {48, 20}}), q = tape.input("q", {DType::f32, {48, 20}});

@@ -17,8 +17,8 @@ class RandomTape {
   RandomTape(std::uint32_t seed, DType dtype) : rng_(seed) {
     a_ = 1 + pick(4), b_ = 1 + pick(30), c_ = 1 + pick(seed % 7 == 0 ? 1500 : 70);
     if (seed % 3 == 0) c_ = (c_ + 3) / 4 * 4;
-    for (const Shape& s :
-         {Shape{a_, b_, c_}, Shape{a_ * b_, c_}, Shape{a_, b_, 1}, Shape{c_}, Shape{}, Shape{a_, b_, c_}}) {
+    for (const Shape& s : {Shape{a_, b_, c_}, Shape{a_ * b_, c_}, Shape{a_, b_, 1}, Shape{c_}, Shape{},
+                           Shape{a_, b_, c_}, Shape{a_, 1, c_}}) {
       const TensorType type{dtype, s};
       add(tape.input("x" + std::to_string(feeds.size()), type), true);
       feeds.emplace_back(values_.back().value, random_tensor(rng_, type));
@@ -57,7 +57,7 @@ class RandomTape {
     const Entry x = any();
     const Shape s = x.value.shape();
     const int rank = s.rank();
-    switch (pick(16)) {
+    switch (pick(17)) {
       case 0:
         add(tanh(x.value), false);
         return;
@@ -106,6 +106,9 @@ class RandomTape {
       case 14:
         if (fits(s, Shape{a_, b_, c_}) && broadcast_shapes(s, Shape{a_, b_, c_}) == Shape{a_, b_, c_})
           add(broadcast(x.value, Shape{a_, b_, c_}), x.exact);
+        return;
+      case 15:
+        if (rank == 3) add(mean(x.value, {1}, pick(2) == 0), false);
         return;
       default:
         if (rank == 3) add(transpose(transpose(x.value, {0, 2, 1}), {0, 2, 1}), x.exact);

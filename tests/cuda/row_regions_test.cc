@@ -93,6 +93,46 @@ TEST_F(CudaRowRegions, SumsOverAllRows) {
     }
 }
 
+// Values of a sample and channel: operands and sums, few and many samples, rows of every way to run them; with sums
+// along the rows and without.
+TEST_F(CudaRowRegions, ValuesOfSegments) {
+  std::mt19937 rng(16);
+  for (const DType dtype : {DType::f32, DType::f64})
+    for (const Shape& shape : {Shape{3, 5, 33}, Shape{2, 300, 64}, Shape{1100, 3, 8}, Shape{4, 2, 3000},
+                               Shape{2, 3, 3, 20000}, Shape{5, 7, 4}}) {
+      Shape of_sample = shape;
+      for (int k = 1; k + 1 < shape.rank(); ++k) of_sample = of_sample.with(k, 1);
+      const Axes positions = shape.rank() == 4 ? Axes{1, 2} : Axes{1};
+      Tape t;
+      const Value x = t.input("x", {dtype, shape}), s = t.input("s", {dtype, of_sample}),
+                  g = t.input("g", {dtype, {shape[-1]}});
+      const Value y = x * s + g;
+      const Value z = y / sqrt(sum(square(y), {-1}, true) + 1.0) - s;
+      const Feeds feeds{
+          {x, random_tensor(rng, x.type())}, {s, random_tensor(rng, s.type())}, {g, random_tensor(rng, g.type())}};
+      const double tolerance = dtype == DType::f32 ? 5e-6 : 1e-13;
+      std::size_t regions = 0;
+      run_on(row_backend(Executor::interpreted), t, {y, sum(y * x, positions)}, feeds, {}, &regions);
+      EXPECT_EQ(regions, 1u) << to_string(shape);
+      expect_as_reference(t, {y, sum(y * x, positions), sum(y)}, feeds, tolerance, to_string(shape));
+      expect_as_reference(t, {y * 2.0}, feeds, tolerance, to_string(shape) + ", no sums");
+      expect_as_reference(t, {z, sum(z, positions, true), sum(square(y), positions), sum(z)}, feeds, tolerance,
+                          to_string(shape) + ", sums of rows");
+    }
+}
+
+TEST_F(CudaRowRegions, GroupNormForwardAndBackward) {
+  std::mt19937 rng(17);
+  Tape t;
+  const Value x = t.input("x", {DType::f32, {3, 5, 4, 24}}), w = t.input("w", x.type());
+  const Value gamma = t.input("gamma", {DType::f32, {24}}), beta = t.input("beta", {DType::f32, {24}});
+  std::vector<Value> fetches{group_norm(x, gamma, beta, 6)};
+  for (const Value v : gradients(sum(w * fetches[0]), std::vector<Value>{x, gamma, beta})) fetches.push_back(v);
+  Feeds feeds;
+  for (const Value v : {x, w, gamma, beta}) feeds.emplace_back(v, random_tensor(rng, v.type()));
+  expect_as_reference(t, fetches, feeds, 2e-5, "group_norm");
+}
+
 // Of a row with a NaN all are NaN; an infinity is larger than any number.
 TEST_F(CudaRowRegions, ReductionsOfSpecialNumbers) {
   const double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();

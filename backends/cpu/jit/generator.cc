@@ -125,6 +125,8 @@ Source::Where Generator::source_of(int reg) const {
         return Source::column;
       case Layout::scalar:
         return Source::scalar;
+      case Layout::segment:
+        return Source::segment;
     }
   }
   if (layout == Layout::row) return Source::row_buffer;
@@ -150,6 +152,8 @@ void Generator::load(const Vec& v, int reg, int at) {
         return load_bf16(v, half_memory(base, full_, bytes), false, masked(at));
       case Source::column:
         return load_bf16(v, half_memory(base, column_, bytes), false, masked(at));
+      case Source::segment:
+        return load_bf16(v, half_memory(base, segment_, bytes), false, masked(at));
       case Source::row:
         return load_bf16(v, half_memory(base, row_memory_, 0), !over_rows_, over_rows_ && masked(at));
       case Source::scalar:
@@ -165,6 +169,9 @@ void Generator::load(const Vec& v, int reg, int at) {
       return;
     case Source::column:
       whole_or_part(memory(base, column_, bytes));
+      return;
+    case Source::segment:
+      whole_or_part(memory(base, segment_, bytes));
       return;
     case Source::row:
       if (over_rows_)
@@ -231,7 +238,7 @@ void Generator::put_aside(int reg, const Vec& v, int at) {
 
 int Generator::id_of(int reg, int at) const {
   const Layout layout = plan_.reg(reg).layout;
-  return reg * kMaxUnrolled + (layout == Layout::full || layout == Layout::column ? at : 0);
+  return reg * kMaxUnrolled + (layout == Layout::row || layout == Layout::scalar ? 0 : at);
 }
 
 int Generator::next_use(int id, int now) const {
@@ -338,7 +345,8 @@ void Generator::emit(const Item& item, int now) {
         accumulate(Reduction::sum, accumulator(item.op, item.at), x[0], masked(item.at));
       }
       return;
-    case Kind::reduce_columns: {
+    case Kind::reduce_columns:
+    case Kind::reduce_segments: {
       const auto place = ptr[scratch_ + column_ +
                              static_cast<int>(plan_.column_sum[ix(item.op)] + std::int64_t{item.at} * lanes_ * 4)];
       vaddps(temp(0), x[0], place);
@@ -395,7 +403,7 @@ void Generator::full_phase() {
     const bool from_full = !op.in.empty() && plan_.reg(op.in[0]).layout == Layout::full;
     if (op.kind == Kind::reduce_row || (op.kind == Kind::reduce_all && from_full))
       reductions.push_back(static_cast<int>(i));
-    else if (plan_.reg(op.out).layout != Layout::full && op.kind != Kind::reduce_columns)
+    else if (plan_.reg(op.out).layout != Layout::full && plan_.column_sum[i] < 0)
       continue;
     of_one.push_back({static_cast<int>(i), 0, -1});
   }
@@ -423,6 +431,7 @@ void Generator::full_phase() {
 
   xor_(row_, row_);
   xor_(column_, column_);
+  if (plan_.cut) mov(segment_, ptr[rdi + offsetof(Args, segment)]);
   mov(full_, ptr[rdi + offsetof(Args, full)]);
   const auto& phases = plan_.full_phases;
   const auto turn = std::find(phases.begin(), phases.end(), phase_) - phases.begin();
@@ -495,14 +504,16 @@ void Generator::columns(const std::vector<Item>& of_one) {
   emit_stretch(repeat(together), false, together, false);
   add(column_, step);
   add(full_, step);
+  if (plan_.cut) add(segment_, step);
   dec(loop_);
   jnz(again, T_NEAR);
   if (left > 0) emit_stretch(repeat(left), false, left, tail);
   sub(full_, step * loops);
+  if (plan_.cut) sub(segment_, step * loops);
   xor_(column_, column_);
 }
 
-// Per-row outputs to memory, sums down the columns into the folds.
+// Per-row outputs to memory, sums down the columns (of everything, or of a segment) into the folds.
 void Generator::finish_block() {
   over_rows_ = true;
   mov(row_memory_, ptr[rdi + offsetof(Args, row)]);

@@ -28,8 +28,9 @@ bool generated(const RowKernel& kernel);
 
 // What the generated function gets.
 struct Args {
-  std::int64_t full;  // bytes from an array's start to the block's first element
-  std::int64_t row;   // bytes from a per-row array's start to the block's first row
+  std::int64_t full;     // bytes from an array's start to the block's first element
+  std::int64_t row;      // bytes from a per-row array's start to the block's first row
+  std::int64_t segment;  // bytes from the start of an array of segments to the block's one
   std::byte* scratch;
   double* folds;
 };
@@ -40,18 +41,19 @@ struct Plan {
   bool wide = false;  // AVX-512
   int lanes = 8;
   bool flat = false;                   // one long row
+  bool cut = false;                    // some operand is of a segment
   std::int64_t rows = 1, columns = 0;  // of a full block
   std::vector<RowKernel> kernels;
   std::vector<int> op_of;          // register -> op that makes it, -1 for inputs
   std::vector<std::size_t> place;  // op of the program that was given -> op of `program`
-  std::vector<int> phase;    // of each op: a value that needs a row's sum is of a later phase than the summed
-  std::vector<std::byte*> base;  // register -> memory
-  std::vector<int> store_phase;  // register -> phase at whose end it goes to memory; -1: never
-  std::vector<bool> store_last;  // ... after everything else of its column was read, as it lies over an input
-  std::vector<bool> streamed;    // register -> stored past the caches
-  std::vector<bool> fetched;     // register -> an input that is fetched for the next block
-  std::vector<int> full_phases;  // those that pass over the columns
-  std::vector<int> last_phase;   // register -> last phase that reads it; -1: none
+  std::vector<int> phase;          // of each op: a value that needs a row's sum is of a later phase than the summed
+  std::vector<std::byte*> base;    // register -> memory
+  std::vector<int> store_phase;    // register -> phase at whose end it goes to memory; -1: never
+  std::vector<bool> store_last;    // ... after everything else of its column was read, as it lies over an input
+  std::vector<bool> streamed;      // register -> stored past the caches
+  std::vector<bool> fetched;       // register -> an input that is fetched for the next block
+  std::vector<int> full_phases;    // those that pass over the columns
+  std::vector<int> last_phase;     // register -> last phase that reads it; -1: none
   // Offsets into the scratch: values put aside for a later phase, values per row; sums down the columns by op.
   std::vector<std::int64_t> aside, row_buffer, column_sum;
   std::vector<std::int64_t> fold;  // by op, into the folds
@@ -65,7 +67,7 @@ struct Plan {
 };
 
 struct Source {
-  enum Where : std::uint8_t { nowhere, full, row, column, scalar, row_buffer, put_aside } where = nowhere;
+  enum Where : std::uint8_t { nowhere, full, row, column, scalar, segment, row_buffer, put_aside } where = nowhere;
 };
 
 class Generator : public Xbyak::CodeGenerator {
@@ -157,7 +159,7 @@ class Generator : public Xbyak::CodeGenerator {
   std::map<std::uint32_t, Xbyak::Label> constants_;
 
   const Reg64 common_ = rbx, full_ = r13, row_ = r12, column_ = r14, scratch_ = r10, folds_ = r11, aside_ = rsi,
-              row_memory_ = rdx, tmp_ = rax, half_ = rcx, loop_ = r15, ahead_ = r8;
+              row_memory_ = rdx, tmp_ = rax, half_ = rcx, loop_ = r15, ahead_ = r8, segment_ = r9;
 };
 
 }  // namespace sg::cpu::jit

@@ -29,8 +29,8 @@ void plan_memory_traffic(Plan& plan) {
                              reinterpret_cast<std::uintptr_t>(plan.base[ix(r)]) % 64 == 0;
   std::vector<bool> full(ix(plan.phases), false);
   for (std::size_t i = 0; i < p.code.size(); ++i)
-    if (const Kind k = p.code[i].kind; plan.reg(p.code[i].out).layout == Layout::full || k == Kind::reduce_row ||
-                                       k == Kind::reduce_columns || k == Kind::reduce_all)
+    if (const Kind k = p.code[i].kind;
+        plan.reg(p.code[i].out).layout == Layout::full || k == Kind::reduce_row || RowProgram::over_rows(k))
       full[ix(plan.phase[i])] = true;
   for (const int s : plan.store_phase)
     if (s >= 0) full[ix(s)] = true;
@@ -63,6 +63,8 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
   plan.wide = wide;
   plan.lanes = wide ? 16 : 8;
   plan.flat = p.rows == 1;
+  plan.cut = std::any_of(p.registers.begin(), p.registers.begin() + p.inputs,
+                         [](const auto& r) { return r.layout == Layout::segment; });
   plan.columns = plan.flat ? std::min(p.columns, kStretch) : p.columns;
   plan.base = memory.base;
   if (!plan.flat && p.columns > kMaxGeneratedColumns) throw NotGenerated{};
@@ -74,10 +76,11 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
     const Layout out = p.registers[ix(op.out)].layout, in = p.registers[ix(op.in[0])].layout;
     const bool fits = op.kind == Kind::elementwise
                           ? (out == Layout::full || out == Layout::row) && generated(row_kernel(op.op))
-                      : op.kind == Kind::expand         ? out == Layout::full
-                      : op.kind == Kind::reduce_row     ? in == Layout::full && out == Layout::row
-                      : op.kind == Kind::reduce_columns ? in == Layout::full && !plan.flat
-                                                        : in == Layout::full || (in == Layout::row && !plan.flat);
+                      : op.kind == Kind::expand     ? out == Layout::full
+                      : op.kind == Kind::reduce_row ? in == Layout::full && out == Layout::row
+                      : op.kind == Kind::reduce_columns || op.kind == Kind::reduce_segments
+                          ? in == Layout::full && !plan.flat
+                          : in == Layout::full || (in == Layout::row && !plan.flat);
     if (!fits || (plan.flat && op.kind == Kind::reduce_row)) throw NotGenerated{};
     int phase = 0;
     for (const int r : op.in) phase = std::max(phase, ready[ix(r)]);
@@ -98,9 +101,9 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
     for (const int r : op.in) plan.last_phase[ix(r)] = std::max(plan.last_phase[ix(r)], plan.phase[i]);
     plan.kernels.push_back(row_kernel(op.op));
     plan.op_of[ix(op.out)] = static_cast<int>(i);
-    if (op.kind == Kind::reduce_columns || op.kind == Kind::reduce_all) {
+    if (RowProgram::over_rows(op.kind)) {
       plan.fold[i] = static_cast<std::int64_t>(plan.folds);
-      plan.folds += op.kind == Kind::reduce_columns ? ix(round_up(p.columns, 16)) : 8;
+      plan.folds += op.kind == Kind::reduce_all ? 8 : ix(round_up(p.columns, 16));
     }
   }
   // An output over an input waits until the input was read for the last time.
@@ -116,7 +119,7 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
     plan.store_phase[ix(r)] = phase;
   }
   plan_memory_traffic(plan);
-  plan.rows = rows_of_block(plan);
+  plan.rows = std::min(rows_of_block(plan), p.rows_of_segment());
   plan.aside_row = round_up(plan.columns, plan.lanes) * 4;
   for (std::size_t r = 0; r < registers; ++r) {
     const int op = plan.op_of[r];
@@ -135,7 +138,7 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
     }
   }
   for (std::size_t i = 0; i < ops; ++i)
-    if (p.code[i].kind == Kind::reduce_columns) {
+    if (p.code[i].kind == Kind::reduce_columns || p.code[i].kind == Kind::reduce_segments) {
       plan.column_sum[i] = static_cast<std::int64_t>(plan.scratch);
       plan.scratch += align64(ix(plan.aside_row));
     }
@@ -154,7 +157,7 @@ class RowJitProgram final : public RowJit {
  public:
   RowJitProgram(const RowProgram& program, const RowMemory& memory, bool wide)
       : program_(program), plan_(make_plan(program_, memory, wide)) {
-    const std::int64_t all = plan_.flat ? program_.columns : program_.rows;
+    const std::int64_t all = plan_.flat ? program_.columns : program_.rows_of_segment();
     per_block_ = plan_.flat ? plan_.columns : plan_.rows;
     blocks_ = ceil_div(all, per_block_);
     const std::int64_t last = all - (blocks_ - 1) * per_block_;
@@ -166,15 +169,17 @@ class RowJitProgram final : public RowJit {
     if (last != per_block_) last_ = make(last);
   }
 
-  std::int64_t blocks() const override { return blocks_; }
+  std::int64_t blocks() const override { return blocks_ * program_.segments; }
   std::size_t scratch_bytes() const override { return plan_.scratch; }
   std::size_t fold_doubles() const override { return plan_.folds; }
   std::size_t fold_of(std::size_t op) const override { return ix(plan_.fold[plan_.place[op]]); }
 
   void run(std::int64_t block, std::byte* scratch, double* folds) const override {
-    const std::int64_t first = block * per_block_;
-    const Args args{plan_.flat ? first * 4 : first * program_.columns * 4, plan_.flat ? 0 : first * 4, scratch, folds};
-    (block == blocks_ - 1 && last_ != nullptr ? last_ : whole_)->run(args);
+    const std::int64_t segment = program_.segments == 1 ? 0 : block / blocks_, of_segment = block - segment * blocks_;
+    const std::int64_t first = segment * program_.rows_of_segment() + of_segment * per_block_;
+    const Args args{plan_.flat ? first * 4 : first * program_.columns * 4, plan_.flat ? 0 : first * 4,
+                    segment * program_.columns * 4, scratch, folds};
+    (of_segment == blocks_ - 1 && last_ != nullptr ? last_ : whole_)->run(args);
   }
 
   std::string detail() const override {
@@ -185,7 +190,7 @@ class RowJitProgram final : public RowJit {
  private:
   RowProgram program_;
   const Plan plan_;
-  std::int64_t per_block_ = 1, blocks_ = 0;
+  std::int64_t per_block_ = 1, blocks_ = 0;  // rows of a block; blocks of a segment
   std::unique_ptr<Generator> whole_, last_;
 };
 

@@ -8,8 +8,8 @@ constexpr int kRowAxes = 6;
 constexpr int kRowThreads = 256;
 
 enum class RowType : int { f32, f64, i32, bf16 };  // as DType numbers them
-enum class RowLayout : int { full, row, column, scalar, strided, number };
-enum class RowKind : int { elementwise, expand, reduce_row, reduce_columns, reduce_all };
+enum class RowLayout : int { full, row, column, scalar, strided, number };  // what is of a segment is strided
+enum class RowKind : int { elementwise, expand, reduce_row, reduce_columns, reduce_all, reduce_segments };
 
 struct RowRegister {
   RowType type = RowType::f32;
@@ -38,6 +38,7 @@ struct RowCode {
   long long rows = 1, columns = 1;  // of the whole
   long long tile = 0;               // columns of a piece of a program of one row; 0: a piece is a row
   long long pieces = 1, pieces_of_block = 1;
+  long long segment = 0;            // rows of a segment where there are sums over one: a block takes whole ones
   double* scratch = nullptr;        // per block
   long long slots = 0;
   double* folds = nullptr;          // per block

@@ -3,7 +3,8 @@
 //
 // Column c of a piece belongs to one thread from its first op to its last, so elementwise ops need no barrier; values of
 // a row are made by thread 0 between two barriers. Outputs are stored when the piece is done: they may lie over inputs.
-// Sums over rows are made per block, each number by one thread, and added up by a second kernel in the blocks' order.
+// Sums over rows are made per block, each number by one thread, and added up by a second kernel in the blocks' order;
+// those over a segment are made by one block and stored at the segment's end.
 #include "row_code.h"
 
 namespace sg::cuda {
@@ -259,7 +260,7 @@ __device__ void add_to_fold(const Context& c, const RowOp& op, Place at, long lo
     using A = decltype(wide(zero));
     const long long n = of_rows ? 1 : count;
     for (at.column = threadIdx.x; at.column < n; at.column += kRowThreads) {
-      const long long k = op.kind == RowKind::reduce_columns ? at.column : threadIdx.x;
+      const long long k = op.kind == RowKind::reduce_all ? threadIdx.x : at.column;
       A& sum = *reinterpret_cast<A*>(c.folds + op.fold + k);
       sum = op_add(sum, wide(read<T>(c, op.in[0], at)));
     }
@@ -287,6 +288,29 @@ __device__ void store(const Context& c, const RowRegister& r, const Place& at) {
     case RowType::bf16:
       put(static_cast<bf16*>(r.memory)[to], at_slot<float>(c, r, from));
       return;
+  }
+}
+
+// The sums of a segment are complete: to memory, and to zero for the next one. Each thread has those it made.
+__device__ void finish_segment(const Context& c, const RowOp& op, long long segment) {
+  const RowRegister& r = c.code.registers[op.out];
+  const auto finish_as = [&](auto zero, auto* to) {
+    using A = decltype(zero);
+    for (long long k = threadIdx.x; k < op.count; k += kRowThreads) {
+      A& sum = *reinterpret_cast<A*>(c.folds + op.fold + k);
+      put(to[segment * op.count + k], sum);
+      sum = 0;
+    }
+  };
+  switch (r.type) {
+    case RowType::f32:
+      return finish_as(double(), static_cast<float*>(r.memory));
+    case RowType::f64:
+      return finish_as(double(), static_cast<double*>(r.memory));
+    case RowType::i32:
+      return finish_as(int(), static_cast<int*>(r.memory));
+    case RowType::bf16:
+      return finish_as(double(), static_cast<bf16*>(r.memory));
   }
 }
 
@@ -324,6 +348,9 @@ extern "C" __global__ void __launch_bounds__(kRowThreads) row_interpreter(const 
       const long long n = r.layout == RowLayout::full ? count : 1;
       for (at.column = threadIdx.x; at.column < n; at.column += kRowThreads) store(c, r, at);
     }
+    if (code.segment > 0 && (piece + 1) % code.segment == 0)
+      for (int k = 0; k < code.op_count; ++k)
+        if (code.ops[k].kind == RowKind::reduce_segments) finish_segment(c, code.ops[k], piece / code.segment);
     __syncthreads();
   }
 }
