@@ -182,10 +182,8 @@ LoadedRun load_run(const std::filesystem::path& path) {
   RunFolder folder = RunFolder::open(path);
   TrainConfig config = read_config(folder.config(), {});
   validate(config);
-  const ConfigField& quantizer = *find_field("quantizer");
-  if (!has_field(config.model, quantizer))
-    fail(ErrorKind::usage, "{} is a run of {}; one of {} is needed", path.string(), config.model,
-         fmt::join(models_with(quantizer), ", "));
+  if (config.model != "vqvae")
+    fail(ErrorKind::usage, "{} is a run of {}; one of vqvae is needed", path.string(), config.model);
   const Checkpoint checkpoint = read_checkpoint(folder.checkpoint());
   ImageSize images;
   if (!parse_image_size(checkpoint.data_shape, images))

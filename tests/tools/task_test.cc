@@ -161,6 +161,17 @@ TEST(Tasks, TooLittleMemoryIsAnErrorBeforeAnythingIsWritten) {
                   require_memory(*task, stats, 3000000000));
 }
 
+TEST(Tasks, ProbeSaysWhichModelItNeeds) {
+  const TempFolder folder;
+  for (const std::string model : {"ae", "fsq-ae", "vqgan"}) {
+    const std::string run = (folder / model).string(), sizes = model == "vqgan" ? " --ch 8" : " --hidden 8";
+    const Outcome out = stopgrad("train " + model + " --data synthetic --limit 40 --image-size 16 --batch 8 --steps 1" +
+                                 sizes + " --threads 1 --out " + run);
+    ASSERT_EQ(out.code, 0) << out.text;
+    expect_fails("probe " + run, 2, "is a run of " + model + "; one of vqvae is needed");
+  }
+}
+
 TEST(Tasks, CompareTakesModelsAndCodesAsAxes) {
   const TempFolder folder;
   const std::string out = (folder / "models").string();
