@@ -79,6 +79,9 @@ class Backend {
   // instructions of Role::region that come of it.
   virtual bool row_op(const Tape&, const Instr&) const { return false; }
 
+  // Whether lower() takes instructions of Role::bundle: several regions as one step (core/row_bundle.h).
+  virtual bool bundles_rows() const { return false; }
+
   // Called before and after the steps of a run, also where one throws: floating-point modes of the threads that compute.
   virtual void enter() {}
   virtual void leave() {}

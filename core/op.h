@@ -19,7 +19,7 @@ enum class OpId : std::uint16_t;  // enumerators in ops/op_ids.h, made from ops/
 enum class GradKind : std::uint8_t { smooth, piecewise, barrier, none };
 
 // The few algebraic roles that passes and autodiff recognise.
-enum class Role : std::uint8_t { plain, input, constant, read, assign, add, sub, mul, stop_gradient, alias, after, region };
+enum class Role : std::uint8_t { plain, input, constant, read, assign, add, sub, mul, stop_gradient, alias, after, region, bundle };
 
 struct Instr;
 

@@ -1,5 +1,5 @@
 // Leaves of a tape (input, constant, read: their type is stated in the attributes) and assign, which has no output.
-// Also row_program, whose meaning is an entry of the tape's pool and whose output types are attributes.
+// Also row_program and row_bundle, whose meaning are entries of the tape's pool and whose output types are attributes.
 // Tape records leaves itself, for it keeps the names, variables and constant tensors that their attributes refer to.
 #include "ops/op_ids.h"
 
@@ -34,6 +34,9 @@ OpDef input() { return leaf("input", Role::input); }
 OpDef constant() { return leaf("constant", Role::constant); }
 OpDef row_program() {
   return {.name = "row_program", .arity = kVariadic, .grad = GradKind::none, .role = Role::region, .infer = infer_row_program};
+}
+OpDef row_bundle() {
+  return {.name = "row_bundle", .arity = kVariadic, .grad = GradKind::none, .role = Role::bundle, .infer = infer_row_program};
 }
 OpDef read() { return leaf("read", Role::read); }
 OpDef assign() {

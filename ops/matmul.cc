@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "ops/checks.h"
+#include "ops/elementwise.h"
 #include "ops/op_ids.h"
 #include "ops/shape_ops.h"
 
@@ -57,9 +58,21 @@ bool broadcastable(const Shape& a, const Shape& b) {
   return true;
 }
 
+std::vector<TensorType> infer_matmul_bias(std::span<const TensorType> in, const Attrs& attrs) {
+  return infer_matmul(in.first(2), attrs);
+}
+
+std::vector<Value> decompose_matmul_bias(Tape&, std::span<const Value> in, const Attrs& attrs) {
+  const Value y = emit_matmul(in[0], in[1], attrs.i("transpose_a") != 0, attrs.i("transpose_b") != 0) + in[2];
+  return {in.size() > 3 ? y + in[3] : y};
+}
+
 }  // namespace
 
 namespace defs {
+OpDef matmul_bias() {
+  return {.name = "matmul_bias", .arity = kVariadic, .infer = infer_matmul_bias, .decompose = decompose_matmul_bias};
+}
 OpDef matmul() { return {.name = "matmul", .arity = 2, .infer = infer_matmul, .vjp = vjp_matmul}; }
 }  // namespace defs
 

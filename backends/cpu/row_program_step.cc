@@ -4,17 +4,12 @@
 // Invariants: tiles and the chunks that threads take depend on the shapes alone, folds are combined in the order of the
 // chunks, so results are the same for any number of threads. run() allocates nothing. Registers of type bf16 hold f32
 // numbers within a tile, rounded as soon as they are made; they are widened and narrowed at its ends.
-#include <omp.h>
-#ifdef __SSE__
-#include <xmmintrin.h>
-#endif
-
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
 
-#include "backends/cpu/lowering.h"
+#include "backends/cpu/row_chunks.h"
 #include "backends/cpu/row_jit.h"
 #include "backends/cpu/row_passes.h"
 #include "core/row_program.h"
@@ -28,7 +23,6 @@ using Kind = RowProgram::Kind;
 constexpr std::size_t kTileBytes =
     32 * 1024;  // all temporaries of a tile: they share the first-level cache with operands
 constexpr Index kMaxTile = 4096, kMinTile = 256;
-constexpr Index kMaxChunks = 64;
 
 std::size_t ix(std::int64_t i) { return static_cast<std::size_t>(i); }
 
@@ -47,121 +41,6 @@ struct Tile {
   Index row, rows, first, count;
   Index segment = 0;
 };  // `first`: index of the first element; count = rows x columns
-
-// A sum over rows: where it is among the folds of a chunk, and where it goes.
-struct Fold {
-  std::size_t offset;
-  Index count;
-  void* out;
-  bool of_segment;  // one such sum per segment: out has them one after the other
-};
-
-// How a row program is shared out: its tiles or blocks in chunks that depend on their number alone, a scratch for each
-// thread, and partial sums in double for each chunk, which are added in the order of the chunks. T: type of the sums.
-//
-// Pieces are those of `segments` equal runs, one run after the other. A chunk takes whole runs, or, where these are
-// few, a part of one.
-template <class T>
-class Chunks {
- public:
-  Chunks() = default;
-  // work: elements times ops; below `parallel` it is not worth waking a thread for.
-  Chunks(LowerCtx& ctx, Index pieces, Index segments, std::size_t thread_bytes, std::size_t fold_doubles,
-         std::vector<Fold> sums, Index work, Index parallel)
-      : pieces_(pieces),
-        of_segment_(pieces / segments),
-        thread_bytes_(align64(thread_bytes)),
-        fold_doubles_(fold_doubles),
-        sums_(std::move(sums)) {
-    if (segments == 1 || segments >= kMaxChunks) {
-      const Index units = segments == 1 ? pieces : segments;
-      per_chunk_ = ceil_div(units, std::min(units, kMaxChunks)) * (pieces / units);
-      chunks_ = ceil_div(pieces, per_chunk_);
-      chunks_of_segment_ = segments == 1 ? chunks_ : 1;
-    } else {
-      per_chunk_ = ceil_div(of_segment_, std::min(of_segment_, ceil_div(kMaxChunks, segments)));
-      chunks_of_segment_ = ceil_div(of_segment_, per_chunk_);
-      chunks_ = segments * chunks_of_segment_;
-    }
-    whole_segments_ = segments >= kMaxChunks;
-    threads_ = work < parallel ? 1 : omp_get_max_threads();
-    fold_bytes_ = align64(fold_doubles * sizeof(double));
-    scratch_ = Scratch(ctx, thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunks_));
-  }
-
-  // f(piece, scratch of the thread, folds of the chunk) for all pieces, then the sums to their places.
-  template <class F>
-  void run(F&& f) const {
-    const auto chunk = [&](Index c, int thread) {
-      struct Fence {
-        ~Fence() {
-#ifdef __SSE__
-          _mm_sfence();  // generated code may write past the caches
-#endif
-        }
-      } const fence;
-      double* const part = folds(c);
-      std::fill_n(part, fold_doubles_, 0.0);
-      const auto [begin, end] = pieces_of(c);
-      for (Index k = begin; k < end; ++k) {
-        f(k, scratch_.at<std::byte>(thread_bytes_ * ix(thread)), part);
-        if (whole_segments_ && (k + 1) % of_segment_ == 0) finish_segment(k / of_segment_, part);
-      }
-    };
-    const int threads = std::min<int>(static_cast<int>(threads_), omp_get_max_threads());
-    if (threads == 1 || chunks_ == 1) {
-      for (Index c = 0; c < chunks_; ++c) chunk(c, 0);
-    } else {
-#pragma omp parallel for schedule(static) num_threads(threads)
-      for (Index c = 0; c < chunks_; ++c) chunk(c, omp_get_thread_num());
-    }
-    for (const Fold& sum : sums_)
-      if (!sum.of_segment)
-        combine(sum, 0, chunks_, 0);
-      else if (!whole_segments_)
-        for (Index c = 0; c < chunks_; c += chunks_of_segment_)
-          combine(sum, c, c + chunks_of_segment_, c / chunks_of_segment_);
-  }
-
- private:
-  std::pair<Index, Index> pieces_of(Index chunk) const {
-    if (whole_segments_ || chunks_of_segment_ == chunks_)
-      return {chunk * per_chunk_, std::min(pieces_, (chunk + 1) * per_chunk_)};
-    const Index segment = chunk / chunks_of_segment_, part = chunk % chunks_of_segment_;
-    return {segment * of_segment_ + part * per_chunk_,
-            segment * of_segment_ + std::min(of_segment_, (part + 1) * per_chunk_)};
-  }
-
-  // The sums of a segment that one chunk made all of; the next one begins at zero.
-  void finish_segment(Index segment, double* part) const {
-    for (const Fold& sum : sums_)
-      if (sum.of_segment) {
-        T* const y = static_cast<T*>(sum.out) + segment * sum.count;
-        double* const from = part + sum.offset;
-        for (Index k = 0; k < sum.count; ++k) y[k] = static_cast<T>(from[k]);
-        std::fill_n(from, sum.count, 0.0);
-      }
-  }
-
-  // out[at, k] = sum over chunks of their folds[offset + k].
-  void combine(const Fold& sum, Index begin, Index end, Index at) const {
-    T* const y = static_cast<T*>(sum.out) + at * sum.count;
-    for (Index k = 0; k < sum.count; ++k) {
-      double s = 0;
-      for (Index c = begin; c < end; ++c) s += folds(c)[sum.offset + ix(k)];
-      y[k] = static_cast<T>(s);
-    }
-  }
-
-  double* folds(Index chunk) const {
-    return scratch_.at<double>(thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunk));
-  }
-  Index pieces_ = 0, of_segment_ = 1, chunks_ = 1, per_chunk_ = 1, chunks_of_segment_ = 1, threads_ = 1;
-  bool whole_segments_ = false;  // of a cut program: a chunk never has a part of one
-  std::size_t thread_bytes_ = 0, fold_doubles_ = 0, fold_bytes_ = 0;
-  std::vector<Fold> sums_;
-  Scratch scratch_;
-};
 
 // Doubles of one partial sum of the op's result: a segment's are those of its columns.
 Index fold_count(const RowProgram& p, Kind kind) { return kind == Kind::reduce_all ? 1 : p.columns; }

@@ -81,7 +81,8 @@ TEST_F(Reference, LowersEveryOpButLeavesAndAliases) {
     instr.op = static_cast<OpId>(i);
     const Role role = op_table()[i].role;
     const bool own = role == Role::input || role == Role::constant || role == Role::read || role == Role::assign ||
-                     role == Role::alias || role == Role::after || role == Role::stop_gradient || role == Role::region;
+                     role == Role::alias || role == Role::after || role == Role::stop_gradient || role == Role::region ||
+                     role == Role::bundle;
     EXPECT_EQ(reference_backend().supports(tape_, instr), !own) << op_table()[i].name;
     without += own ? 1 : 0;
   }

@@ -53,7 +53,7 @@ std::string kernel_of(const OpDef& def, const std::vector<const Case*>& cases, B
 
 bool takes_cases(const OpDef& def) {
   return def.role != Role::input && def.role != Role::constant && def.role != Role::read && def.role != Role::assign &&
-         def.role != Role::region;
+         def.role != Role::region && def.role != Role::bundle;
 }
 
 OpCoverage cover(const OpDef& def, bool with_order2) {
