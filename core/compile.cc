@@ -5,7 +5,7 @@
 
 #include "core/program_impl.h"
 #include "core/reorder.h"
-#include "core/row_program.h"
+#include "core/row_bundle.h"
 
 namespace sg {
 namespace {
@@ -173,9 +173,9 @@ StoragePlan assign_storage(const Tape& tape, std::span<const std::int32_t> fetch
         for (std::size_t in = 0; in < instr.inputs.size() && p.of_value[ix(v)] < 0; ++in) {
           const std::int32_t from = instr.inputs[in];
           Storage& s = p.storages[ix(p.of_value[ix(from)])];
-          const bool dies_here = s.kind == StorageKind::arena && s.last == i && s.bytes == bytes;
+          const bool dies_here = s.kind == StorageKind::arena && s.last == i && s.bytes == bytes && s.taken != i;
           if (dies_here && backend.in_place(tape, instr, static_cast<int>(in), static_cast<int>(k))) {
-            s.last = last[ix(root[ix(v)])];
+            s.last = last[ix(root[ix(v)])], s.taken = i;
             p.of_value[ix(v)] = p.of_value[ix(from)];
           }
         }
@@ -344,17 +344,8 @@ void lower_all(Program::Impl& p) {
   p.stats.steps = p.steps.size();
 }
 
-// The passes from the backend's own to the last.
-void backend_passes(Passes& passes, Backend& backend, const CompileOptions& options, bool keep_all) {
-  if (options.fuse) {
-    passes.apply(backend.fuse(passes.tape(), passes.keep()));
-    if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
-    passes.apply(
-        fuse_rows(passes.tape(), passes.keep(), [&](const Tape& t, const Instr& i) { return backend.row_op(t, i); }));
-  }
-  if (keep_all) return;
-  passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
-  if (!options.plan_memory || !options.reorder) return;
+// Another order of the instructions, where it needs less memory.
+void move_for_memory(Passes& passes, Backend& backend, const CompileOptions& options) {
   const std::vector<std::int32_t> keep = passes.keep();
   Rewritten moved = reorder(passes.tape(), keep, [&](const TensorType& t) { return storage_bytes(backend, t); });
   if (moved.tape == nullptr) return;
@@ -363,6 +354,23 @@ void backend_passes(Passes& passes, Backend& backend, const CompileOptions& opti
   if (largest_live_set_of(*moved.tape, moved_keep, backend, options) <
       largest_live_set_of(passes.tape(), keep, backend, options))
     passes.apply(std::move(moved));
+}
+
+// The passes from the backend's own to the last.
+void backend_passes(Passes& passes, Backend& backend, const CompileOptions& options, bool keep_all) {
+  if (options.fuse) {
+    passes.apply(backend.fuse(passes.tape(), passes.keep()));
+    if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+    passes.apply(fuse_rows(
+        passes.tape(), passes.keep(), [&](const Tape& t, const Instr& i) { return backend.row_op(t, i); },
+        backend.bundles_rows()));
+    if (backend.bundles_rows()) passes.apply(align_segments(passes.tape()));
+  }
+  if (keep_all) return;
+  passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+  if (options.plan_memory && options.reorder) move_for_memory(passes, backend, options);
+  // Last: which regions are neighbours is known when nothing moves any more.
+  if (options.fuse && backend.bundles_rows()) passes.apply(bundle_rows(passes.tape(), passes.keep()));
 }
 
 }  // namespace

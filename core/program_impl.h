@@ -43,6 +43,7 @@ struct Storage {
   StorageKind kind = StorageKind::arena;
   std::size_t bytes = 0;            // in the backend's storage type
   std::int32_t first = 0, last = 0; // steps, for arena storages
+  std::int32_t taken = -1;          // the last step of which an output took it over from an input
   void* data = nullptr;
   std::int32_t leaf = -1;           // the value of the input, constant or read
 };

@@ -95,9 +95,10 @@ void make_narrow_flat(RowProgram& p) {
 
 class Fuser {
  public:
-  Fuser(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible)
+  Fuser(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible, bool singles)
       : tape_(tape),
         keep_(keep),
+        singles_(singles),
         instrs_(tape.instrs()),
         group_(instrs_.size()),
         fusible_(instrs_.size()),
@@ -369,10 +370,12 @@ class Fuser {
   }
 
   Rewritten emit();
+  void add_singles(std::vector<char>& worth) const;
   void emit_region(Rewriter& r, const std::vector<int>& members);
 
   const Tape& tape_;
   std::span<const std::int32_t> keep_;
+  bool singles_;
   std::span<const Instr> instrs_;
   std::vector<int> group_;
   std::vector<char> fusible_;
@@ -387,6 +390,36 @@ class Fuser {
   int stamp_ = 0;
 };
 
+// Groups of one op that keep a chain of regions together: a sum over segments, or what all comes from regions and all
+// goes to regions.
+void Fuser::add_singles(std::vector<char>& worth) const {
+  std::vector<std::size_t> added;
+  for (std::size_t g = 0; g < members_.size(); ++g) {
+    if (worth[g] != 0 || !real_group(static_cast<int>(g))) continue;
+    int op = -1, ops = 0;
+    for (int m : members_[g])
+      if (!is_alias(m)) op = m, ++ops;
+    if (ops != 1) continue;
+    const std::int32_t v = at(op).outputs[0];
+    const auto in_region = [&](std::int32_t value) {
+      int made = tape_.producer(value);
+      while (is_alias(made)) made = tape_.producer(at(made).inputs[0]);
+      const Role role = op_def(at(made).op).role;
+      return role == Role::read || role == Role::constant || role == Role::input || worth[ix(group_[ix(made)])] != 0;
+    };
+    const auto feeds_regions = [&](const auto& self, std::int32_t value) -> bool {
+      const auto& users = users_[ix(value)];
+      return !users.empty() && std::all_of(users.begin(), users.end(), [&](int u) {
+        return is_alias(u) ? self(self, at(u).outputs[0]) : worth[ix(group_[ix(u)])] != 0;
+      });
+    };
+    if (layout_[ix(v)] == Layout::segment ||
+        (std::all_of(at(op).inputs.begin(), at(op).inputs.end(), in_region) && feeds_regions(feeds_regions, v)))
+      added.push_back(g);
+  }
+  for (const std::size_t g : added) worth[g] = 1;
+}
+
 Rewritten Fuser::emit() {
   // Groups of a single op, or of aliases alone, gain nothing; but a long elementwise op is a program like any other.
   const auto worth_it = [&](std::size_t g) {
@@ -399,8 +432,11 @@ Rewritten Fuser::emit() {
     }
     return ops > 1 || is_long;
   };
+  std::vector<char> worth(members_.size(), 0);
+  for (std::size_t g = 0; g < members_.size(); ++g) worth[g] = real_group(static_cast<int>(g)) && worth_it(g);
+  if (singles_) add_singles(worth);
   for (std::size_t g = 0; g < members_.size(); ++g) {
-    if (real_group(static_cast<int>(g)) && !worth_it(g)) {
+    if (real_group(static_cast<int>(g)) && worth[g] == 0) {
       space_[g] = {};
       const std::vector<int> members = members_[g];
       members_[g].clear();
@@ -661,7 +697,10 @@ std::string RowProgram::formula() const {
 }
 
 bool is_read_across_rows(const Tape& tape, const Instr& region, int input) {
-  const RowProgram& p = tape.row_program(region.attrs.i("program"));
+  return is_read_across_rows(tape, tape.row_program(region.attrs.i("program")), region.inputs, input);
+}
+
+bool is_read_across_rows(const Tape& tape, const RowProgram& p, std::span<const std::int32_t> inputs, int input) {
   const auto memory_of = [&](std::int32_t v) {
     for (;;) {
       const Instr& maker = tape.instrs()[ix(tape.producer(v))];
@@ -670,16 +709,16 @@ bool is_read_across_rows(const Tape& tape, const Instr& region, int input) {
       v = maker.inputs[0];
     }
   };
-  const std::int32_t memory = memory_of(region.inputs[ix(input)]);
-  for (std::size_t k = 0; k < region.inputs.size(); ++k)
-    if (memory_of(region.inputs[k]) == memory && p.registers[k].layout != p.registers[ix(input)].layout) return true;
+  const std::int32_t memory = memory_of(inputs[ix(input)]);
+  for (std::size_t k = 0; k < inputs.size(); ++k)
+    if (memory_of(inputs[k]) == memory && p.registers[k].layout != p.registers[ix(input)].layout) return true;
   return false;
 }
 
-Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible) {
+Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible, bool singles) {
   constexpr std::size_t kLimit = 20000;  // beyond, the searches for cycles would dominate compile time
   if (tape.instrs().size() > kLimit) return {nullptr, {}};
-  return Fuser(tape, keep, fusible).run();
+  return Fuser(tape, keep, fusible, singles).run();
 }
 
 bool cuts_rows(const Tape& tape, const Instr& instr) { return cut_of(tape, instr) != 1; }

@@ -55,10 +55,13 @@ struct RowProgram {
 // Whether an operand of a region comes in under another layout, too, by its own name or as a reshape of the same memory:
 // then rows other than its own are read, and nothing may be written over it while the region runs.
 bool is_read_across_rows(const Tape& tape, const Instr& region, int input);
+bool is_read_across_rows(const Tape& tape, const RowProgram& program, std::span<const std::int32_t> inputs, int input);
 
 // Puts the instructions that `fusible` admits (a backend's row operations) into regions. Each region becomes one
 // instruction of the op with Role::region, {"program": pool index}. Instructions may move, never past a dependency.
-Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible);
+// `singles`: also single instructions between regions, and sums over segments, for the sake of bundles (row_bundle.h).
+Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible,
+                    bool singles = false);
 
 // Whether a region would cut its rows into segments for the instruction's sake. A backend whose executor has no segments
 // does not admit such ones.

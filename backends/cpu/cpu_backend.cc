@@ -46,22 +46,11 @@ LowerFn onednn_lowering(OpId op) {
   return nullptr;
 }
 
-bool read_by_gradients(const Tape& tape, std::int32_t value) {
-  return std::any_of(tape.instrs().begin(), tape.instrs().end(), [&](const Instr& i) {
-    return i.forward_of >= 0 && std::find(i.inputs.begin(), i.inputs.end(), value) != i.inputs.end();
-  });
-}
-
 // Operations along rows that are faster as compositions where those run as generated code, and join their neighbours.
 bool better_composed(const Tape& tape, const Instr& instr) {
-  if (instr.op == OpId::group_norm) {
-    // Its own kernel has a sample in the cache for all three passes. Where gradients make the same statistics anyway,
-    // they are shared, and the pass that applies them also sums what the gradients need.
-    if (!read_by_gradients(tape, instr.inputs[0])) return false;
-  } else if (instr.op != OpId::softmax && instr.op != OpId::log_softmax && instr.op != OpId::layer_norm &&
-             instr.op != OpId::rms_norm) {
+  if (instr.op != OpId::softmax && instr.op != OpId::log_softmax && instr.op != OpId::layer_norm &&
+      instr.op != OpId::rms_norm && instr.op != OpId::group_norm)
     return false;
-  }
   const TensorType& t = tape.type(instr.outputs[0]);
   return t.dtype == DType::f32 && t.shape.elements() > 0 && t.shape[-1] <= cpu::kMaxGeneratedColumns;
 }
@@ -95,6 +84,7 @@ class CpuBackend final : public Backend {
   bool in_place(const Tape& tape, const Instr& instr, int i, int output) const override {
     return !onednn_lowering(instr.op) && kernel_in_place(tape, instr, i, output);
   }
+  bool bundles_rows() const override { return true; }
   bool row_op(const Tape& tape, const Instr& instr) const override { return has_row_kernel(tape, instr); }
   Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override {
     RewriteChain chain(tape, keep);

@@ -91,6 +91,7 @@ constexpr std::array kEntries{
     Entry{OpId::rms_norm, cpu::lower_rms_norm, 0, InPlace::first},
     Entry{OpId::group_norm, cpu::lower_group_norm, 0, InPlace::first},
     Entry{OpId::row_program, cpu::lower_row_program},
+    Entry{OpId::row_bundle, cpu::lower_row_bundle},
     Entry{OpId::uniform, cpu::lower_uniform},
     Entry{OpId::normal, cpu::lower_normal},
 };
@@ -158,6 +159,7 @@ std::unique_ptr<Step> lower_kernel(LowerCtx& ctx) {
 }
 
 bool kernel_in_place(const Tape& tape, const Instr& instr, int i, int output) {
+  if (instr.op == OpId::row_bundle) return cpu::row_bundle_in_place(tape, instr, i, output);
   if (instr.op == OpId::row_program) return cpu::row_program_in_place(tape, instr, i, output);
   const Entry* entry = find(instr.op);
   if (entry == nullptr || entry->in_place == InPlace::never) return false;

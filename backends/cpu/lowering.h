@@ -56,6 +56,8 @@ StepPtr lower_group_norm(LowerCtx& ctx, int);
 // Row programs (core/row_program.h), by a tile interpreter on the inner loops of simd_table.h.
 StepPtr lower_row_program(LowerCtx& ctx, int);
 bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int output);
+StepPtr lower_row_bundle(LowerCtx& ctx, int);
+bool row_bundle_in_place(const Tape& tape, const Instr& instr, int i, int output);
 struct RowKernel {
   enum Kind : std::uint8_t { none, unary, binary, compare, where, cast, expand, reduction } kind = none;
   int code = 0;   // simd::Unary, simd::Binary, simd::Compare or Reduction

@@ -51,43 +51,78 @@ class Chunks {
       chunks_ = segments * chunks_of_segment_;
     }
     whole_segments_ = segments >= kMaxChunks;
-    threads_ = work < parallel ? 1 : omp_get_max_threads();
+    all_threads_ = omp_get_max_threads();
+    threads_ = work < parallel ? 1 : all_threads_;
     fold_bytes_ = align64(fold_doubles * sizeof(double));
-    scratch_ = Scratch(ctx, thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunks_));
+    scratch_ = Scratch(ctx, thread_bytes_ * ix(all_threads_) + fold_bytes_ * ix(chunks_));
   }
 
   // f(piece, scratch of the thread, folds of the chunk) for all pieces, then the sums to their places.
   template <class F>
   void run(F&& f) const {
-    const auto chunk = [&](Index c, int thread) {
-      struct Fence {
-        ~Fence() {
-#ifdef __SSE__
-          _mm_sfence();  // generated code may write past the caches
-#endif
-        }
-      } const fence;
-      double* const part = folds(c);
-      std::fill_n(part, fold_doubles_, 0.0);
-      const auto [begin, end] = pieces_of(c);
-      for (Index k = begin; k < end; ++k) {
-        f(k, scratch_.at<std::byte>(thread_bytes_ * ix(thread)), part);
-        if (whole_segments_ && (k + 1) % of_segment_ == 0) finish_segment(k / of_segment_, part);
-      }
-    };
     const int threads = std::min<int>(static_cast<int>(threads_), omp_get_max_threads());
     if (threads == 1 || chunks_ == 1) {
-      for (Index c = 0; c < chunks_; ++c) chunk(c, 0);
+      for (Index c = 0; c < chunks_; ++c) run_chunk(c, 0, f);
     } else {
 #pragma omp parallel for schedule(static) num_threads(threads)
-      for (Index c = 0; c < chunks_; ++c) chunk(c, omp_get_thread_num());
+      for (Index c = 0; c < chunks_; ++c) run_chunk(c, omp_get_thread_num(), f);
     }
+    combine();
+  }
+
+  // The same in the caller's order, by threads below omp_get_max_threads(): every chunk, then combine() ...
+  Index chunks() const { return chunks_; }
+  template <class F>
+  void run_chunk(Index c, int thread, F&& f) const {
+    double* const part = folds(c);
+    std::fill_n(part, fold_doubles_, 0.0);
+    const auto [begin, end] = pieces_of(c);
+    for (Index k = begin; k < end; ++k) {
+      f(k, scratch(thread), part);
+      if (whole_segments_ && (k + 1) % of_segment_ == 0) finish_segment(k / of_segment_, part);
+    }
+    fence();
+  }
+  void combine() const {
     for (const Fold& sum : sums_)
       if (!sum.of_segment)
         combine(sum, 0, chunks_, 0);
       else if (!whole_segments_)
         for (Index c = 0; c < chunks_; c += chunks_of_segment_)
           combine(sum, c, c + chunks_of_segment_, c / chunks_of_segment_);
+  }
+
+  // ... or every segment, in runs of unit() by one thread, then combine_rows(). The same bits: chunks do not change.
+  Index unit() const { return whole_segments_ ? per_chunk_ / of_segment_ : 1; }
+  template <class F>
+  void run_segment(Index segment, int thread, F&& f) const {
+    if (whole_segments_) {
+      double* const part = folds(segment / unit());
+      if (segment % unit() == 0) std::fill_n(part, fold_doubles_, 0.0);
+      for (Index k = segment * of_segment_; k < (segment + 1) * of_segment_; ++k) f(k, scratch(thread), part);
+      finish_segment(segment, part);
+      return;
+    }
+    const Index first = segment * chunks_of_segment_, last = first + chunks_of_segment_;
+    for (Index c = first; c < last; ++c) {
+      std::fill_n(folds(c), fold_doubles_, 0.0);
+      const auto [begin, end] = pieces_of(c);
+      for (Index k = begin; k < end; ++k) f(k, scratch(thread), folds(c));
+    }
+    for (const Fold& sum : sums_)
+      if (sum.of_segment) combine(sum, first, last, segment);
+  }
+  void combine_rows() const {
+    for (const Fold& sum : sums_)
+      if (!sum.of_segment) combine(sum, 0, chunks_, 0);
+  }
+
+  bool worth_threads() const { return threads_ > 1; }
+  // Generated code may write past the caches: before another thread reads what this one wrote.
+  static void fence() {
+#ifdef __SSE__
+    _mm_sfence();
+#endif
   }
 
  private:
@@ -122,11 +157,13 @@ class Chunks {
     }
   }
 
+  std::byte* scratch(int thread) const { return scratch_.at<std::byte>(thread_bytes_ * ix(thread)); }
   double* folds(Index chunk) const {
-    return scratch_.at<double>(thread_bytes_ * ix(threads_) + fold_bytes_ * ix(chunk));
+    return scratch_.at<double>(thread_bytes_ * ix(all_threads_) + fold_bytes_ * ix(chunk));
   }
-  Index pieces_ = 0, of_segment_ = 1, chunks_ = 1, per_chunk_ = 1, chunks_of_segment_ = 1, threads_ = 1;
-  bool whole_segments_ = false;  // of a cut program: a chunk never has a part of one
+  Index pieces_ = 0, of_segment_ = 1, chunks_ = 1, per_chunk_ = 1, chunks_of_segment_ = 1;
+  Index threads_ = 1, all_threads_ = 1;  // that run() wakes; that there is scratch for
+  bool whole_segments_ = false;          // of a cut program: a chunk never has a part of one
   std::size_t thread_bytes_ = 0, fold_doubles_ = 0, fold_bytes_ = 0;
   std::vector<Fold> sums_;
   Scratch scratch_;

@@ -17,9 +17,17 @@
 
 namespace sg::cpu {
 
+// In a chain of programs that pass over one segment after the other (core/row_bundle.h), by register: outputs that
+// should stay in the cache however large they are, and inputs to fetch for the next segment. Empty: not in a chain;
+// large outputs go past the caches and inputs are fetched for the next block.
+struct RowHints {
+  std::vector<bool> read_soon, fetch_next;
+};
+
 // Where a program's inputs and outputs are, by register number; null for temporaries.
 struct RowMemory {
   std::vector<std::byte*> base;
+  RowHints hints;
 };
 
 class RowJit {

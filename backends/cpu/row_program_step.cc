@@ -9,9 +9,9 @@
 #include <cstring>
 #include <limits>
 
-#include "backends/cpu/row_chunks.h"
 #include "backends/cpu/row_jit.h"
 #include "backends/cpu/row_passes.h"
+#include "backends/cpu/row_runner.h"
 #include "core/row_program.h"
 
 namespace sg::cpu {
@@ -63,7 +63,7 @@ struct Exec {
 };
 
 template <class T>
-class Interpreter {
+class Interpreter final : public ChunkedRunner<Interpreter<T>, T> {
  public:
   Interpreter(LowerCtx& ctx, const RowProgram& program)
       : p_(program), table_(common_table<T>()), flat_(can_be_cut(p_)) {
@@ -90,18 +90,48 @@ class Interpreter {
       sums.push_back({e.fold, fold_count(p_, e.kind), places_[ix(e.out)].base, e.kind == Kind::reduce_segments});
     }
     tiles_of_segment_ = flat_ ? ceil_div(p_.columns, tile_) : ceil_div(p_.rows_of_segment(), tile_rows_);
-    chunks_ = Chunks<T>(ctx, tiles_of_segment_ * p_.segments, p_.segments, scratch_bytes_, fold_size, std::move(sums),
-                        p_.rows * p_.columns * static_cast<Index>(code_.size()), kParallelWork);
+    this->chunks_ = Chunks<T>(ctx, tiles_of_segment_ * p_.segments, p_.segments, scratch_bytes_, fold_size,
+                              std::move(sums), p_.rows * p_.columns * static_cast<Index>(code_.size()), kParallelWork);
   }
 
-  void run() const {
-    chunks_.run([this](Index tile, std::byte* scratch, double* folds) { run_tile(tile, scratch, folds); });
-  }
-
-  std::string detail() const {
+  std::string detail() const override {
     return fmt::format("{}, {} ops in {} {}, tiles of {}, {}: {}", p_.extents(), p_.code.size(), code_.size(),
                        code_.size() == 1 ? "pass" : "passes", flat_ ? tile_ : tile_rows_ * p_.columns, p_.traffic(),
                        p_.formula());
+  }
+
+  void run_piece(Index k, std::byte* scratch, double* folds) const {
+    Tile t{};
+    if (flat_) {
+      t = {0, 1, k * tile_, std::min(tile_, p_.columns - k * tile_)};
+    } else {
+      const Index before = k % tiles_of_segment_ * tile_rows_;
+      t.segment = k / tiles_of_segment_;
+      t.row = t.segment * p_.rows_of_segment() + before;
+      t.rows = std::min(tile_rows_, p_.rows_of_segment() - before);
+      t.first = t.row * p_.columns;
+      t.count = t.rows * p_.columns;
+    }
+    for (const auto& [reg, from] : widened_) {
+      const auto [first, count] = extent_in(places_[ix(reg)].layout, t);
+      simd_table().widen(from + first, reinterpret_cast<float*>(scratch + places_[ix(reg)].offset), count);
+    }
+    for (const Exec& e : code_) {
+      run_op(e, t, scratch, folds);
+      if (e.rounds) {
+        auto* y = reinterpret_cast<float*>(scratch + places_[ix(e.out)].offset);
+        simd_table().round_to_bf16(y, y, extent_in(places_[ix(e.out)].layout, t).second);
+      }
+    }
+    for (int r : p_.outputs)
+      if (const Place& p = places_[ix(r)]; p.copy_to != nullptr) {
+        const auto [first, count] = extent_in(p.layout, t);
+        if (is_bf16(r))
+          simd_table().narrow(reinterpret_cast<const float*>(scratch + p.offset),
+                              reinterpret_cast<std::uint16_t*>(p.copy_to) + first, count);
+        else
+          std::memcpy(p.copy_to + ix(first) * p.element, scratch + p.offset, ix(count) * p.element);
+      }
   }
 
  private:
@@ -287,40 +317,6 @@ class Interpreter {
     return {0, 1};
   }
 
-  void run_tile(Index k, std::byte* scratch, double* folds) const {
-    Tile t{};
-    if (flat_) {
-      t = {0, 1, k * tile_, std::min(tile_, p_.columns - k * tile_)};
-    } else {
-      const Index before = k % tiles_of_segment_ * tile_rows_;
-      t.segment = k / tiles_of_segment_;
-      t.row = t.segment * p_.rows_of_segment() + before;
-      t.rows = std::min(tile_rows_, p_.rows_of_segment() - before);
-      t.first = t.row * p_.columns;
-      t.count = t.rows * p_.columns;
-    }
-    for (const auto& [reg, from] : widened_) {
-      const auto [first, count] = extent_in(places_[ix(reg)].layout, t);
-      simd_table().widen(from + first, reinterpret_cast<float*>(scratch + places_[ix(reg)].offset), count);
-    }
-    for (const Exec& e : code_) {
-      run_op(e, t, scratch, folds);
-      if (e.rounds) {
-        auto* y = reinterpret_cast<float*>(scratch + places_[ix(e.out)].offset);
-        simd_table().round_to_bf16(y, y, extent_in(places_[ix(e.out)].layout, t).second);
-      }
-    }
-    for (int r : p_.outputs)
-      if (const Place& p = places_[ix(r)]; p.copy_to != nullptr) {
-        const auto [first, count] = extent_in(p.layout, t);
-        if (is_bf16(r))
-          simd_table().narrow(reinterpret_cast<const float*>(scratch + p.offset),
-                              reinterpret_cast<std::uint16_t*>(p.copy_to) + first, count);
-        else
-          std::memcpy(p.copy_to + ix(first) * p.element, scratch + p.offset, ix(count) * p.element);
-      }
-  }
-
   void run_op(const Exec& e, const Tile& t, std::byte* scratch, double* folds) const {
     const Index cols = columns_of(t);
     const bool row_result = places_[ix(e.out)].layout == Layout::row;
@@ -440,24 +436,12 @@ class Interpreter {
   std::vector<std::pair<int, const std::uint16_t*>> widened_;  // inputs in bf16 and where they are
   Index tile_ = 0, tile_rows_ = 1, tiles_of_segment_ = 1;
   std::size_t scratch_bytes_ = 0;
-  Chunks<T> chunks_;
-};
-
-template <class T>
-class RowProgramStep final : public Step {
- public:
-  RowProgramStep(LowerCtx& ctx, const RowProgram& program) : interpreter_(ctx, program) {}
-  void run() override { interpreter_.run(); }
-  std::string detail() const override { return interpreter_.detail(); }
-
- private:
-  Interpreter<T> interpreter_;
 };
 
 // The same by generated code, a block at a time.
-class GeneratedStep final : public Step {
+class Generated final : public ChunkedRunner<Generated, float> {
  public:
-  GeneratedStep(LowerCtx& ctx, const RowProgram& program, std::unique_ptr<RowJit> code)
+  Generated(LowerCtx& ctx, const RowProgram& program, std::unique_ptr<RowJit> code)
       : p_(program), code_(std::move(code)) {
     constexpr Index kParallelWork = 262144;
     std::vector<Fold> sums;
@@ -471,23 +455,19 @@ class GeneratedStep final : public Step {
                             std::move(sums), p_.rows * p_.columns * static_cast<Index>(p_.code.size()), kParallelWork);
   }
 
-  void run() override {
-    chunks_.run([this](Index block, std::byte* scratch, double* folds) { code_->run(block, scratch, folds); });
-  }
-
   std::string detail() const override {
     return fmt::format("{}, {} ops, {}, {}: {}", p_.extents(), p_.code.size(), code_->detail(), p_.traffic(),
                        p_.formula());
   }
+  void run_piece(Index block, std::byte* scratch, double* folds) const { code_->run(block, scratch, folds); }
 
  private:
   const RowProgram p_;
   std::unique_ptr<RowJit> code_;
-  Chunks<float> chunks_;
 };
 
-std::unique_ptr<RowJit> generate(LowerCtx& ctx, const RowProgram& program) {
-  RowMemory memory{std::vector<std::byte*>(program.registers.size(), nullptr)};
+std::unique_ptr<RowJit> generate(LowerCtx& ctx, const RowProgram& program, const RowHints& hints) {
+  RowMemory memory{std::vector<std::byte*>(program.registers.size(), nullptr), hints};
   for (int i = 0; i < program.inputs; ++i)
     memory.base[ix(i)] = static_cast<std::byte*>(ctx.data(ctx.instr().inputs[ix(i)]));
   for (std::size_t k = 0; k < program.outputs.size(); ++k)
@@ -495,25 +475,40 @@ std::unique_ptr<RowJit> generate(LowerCtx& ctx, const RowProgram& program) {
   return RowJit::make(program, memory);
 }
 
+class RowProgramStep final : public Step {
+ public:
+  explicit RowProgramStep(std::unique_ptr<RowRunner> runner) : runner_(std::move(runner)) {}
+  void run() override { runner_->run(); }
+  std::string detail() const override { return runner_->detail(); }
+
+ private:
+  std::unique_ptr<RowRunner> runner_;
+};
+
 }  // namespace
 
-StepPtr lower_row_program(LowerCtx& ctx, int) {
-  const RowProgram& program = ctx.tape().row_program(ctx.attrs().i("program"));
-  if (auto code = generate(ctx, program)) return std::make_unique<GeneratedStep>(ctx, program, std::move(code));
+std::unique_ptr<RowRunner> make_row_runner(LowerCtx& ctx, const RowProgram& program, const RowHints& hints) {
+  if (auto code = generate(ctx, program, hints)) return std::make_unique<Generated>(ctx, program, std::move(code));
   const bool wide = std::any_of(program.registers.begin(), program.registers.end(),
                                 [](const auto& r) { return r.dtype == DType::f64; });
-  if (wide) return std::make_unique<RowProgramStep<double>>(ctx, program);
-  return std::make_unique<RowProgramStep<float>>(ctx, program);
+  if (wide) return std::make_unique<Interpreter<double>>(ctx, program);
+  return std::make_unique<Interpreter<float>>(ctx, program);
+}
+
+StepPtr lower_row_program(LowerCtx& ctx, int) {
+  return std::make_unique<RowProgramStep>(make_row_runner(ctx, ctx.tape().row_program(ctx.attrs().i("program")), {}));
 }
 
 // A tile reads and writes its own rows only, so an output may take the place of an input of the same layout. What is of
 // a column or a segment is read by many tiles.
-bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int output) {
-  const RowProgram& p = tape.row_program(instr.attrs.i("program"));
-  const auto &in = p.registers[ix(i)], &out = p.registers[ix(p.outputs[ix(output)])];
+bool may_lie_over(const RowProgram& p, int input, int output) {
+  const auto &in = p.registers[ix(input)], &out = p.registers[ix(p.outputs[ix(output)])];
   const bool tiled = in.layout == Layout::full || in.layout == Layout::row;
-  return tiled && in.layout == out.layout && size_of(in.dtype) == size_of(out.dtype) &&
-         !is_read_across_rows(tape, instr, i);
+  return tiled && in.layout == out.layout && size_of(in.dtype) == size_of(out.dtype);
+}
+
+bool row_program_in_place(const Tape& tape, const Instr& instr, int i, int output) {
+  return may_lie_over(tape.row_program(instr.attrs.i("program")), i, output) && !is_read_across_rows(tape, instr, i);
 }
 
 }  // namespace sg::cpu

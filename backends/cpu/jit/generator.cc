@@ -436,9 +436,9 @@ void Generator::full_phase() {
   const auto& phases = plan_.full_phases;
   const auto turn = std::find(phases.begin(), phases.end(), phase_) - phases.begin();
   constexpr std::int64_t kLine = 64;
-  const std::int64_t block = rows_ * columns_ * 4;
+  const std::int64_t block = rows_ * columns_ * 4, next = plan_.fetch_distance > 0 ? plan_.fetch_distance : block;
   lea(ahead_,
-      ptr[full_ + static_cast<int>(block + block * turn / static_cast<std::int64_t>(phases.size()) / kLine * kLine)]);
+      ptr[full_ + static_cast<int>(next + block * turn / static_cast<std::int64_t>(phases.size()) / kLine * kLine)]);
   mov(row_memory_, ptr[rdi + offsetof(Args, row)]);
   mov(aside_, scratch_);
   Xbyak::Label next_row;

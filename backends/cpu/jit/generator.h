@@ -52,6 +52,7 @@ struct Plan {
   std::vector<bool> store_last;    // ... after everything else of its column was read, as it lies over an input
   std::vector<bool> streamed;      // register -> stored past the caches
   std::vector<bool> fetched;       // register -> an input that is fetched for the next block
+  std::int64_t fetch_distance = 0; // bytes to what is fetched instead; 0: the next block
   std::vector<int> full_phases;    // those that pass over the columns
   std::vector<int> last_phase;     // register -> last phase that reads it; -1: none
   // Offsets into the scratch: values put aside for a later phase, values per row; sums down the columns by op.

@@ -17,7 +17,7 @@ constexpr std::int64_t kNearCache = 32 << 10;
 constexpr std::int64_t kStreamBytes = std::int64_t{32} << 20;
 
 // What goes past the caches, and what is fetched before its time.
-void plan_memory_traffic(Plan& plan) {
+void plan_memory_traffic(Plan& plan, const RowMemory& memory) {
   const RowProgram& p = *plan.program;
   plan.streamed.assign(p.registers.size(), false), plan.fetched.assign(p.registers.size(), false);
   std::int64_t full_values = static_cast<std::int64_t>(p.outputs.size());
@@ -26,6 +26,7 @@ void plan_memory_traffic(Plan& plan) {
   if (full_values * p.rows * p.columns * 4 >= kStreamBytes)
     for (const int r : p.outputs)
       plan.streamed[ix(r)] = plan.reg(r).layout == Layout::full && !plan.store_last[ix(r)] && lines &&
+                             (memory.hints.read_soon.empty() || !memory.hints.read_soon[ix(r)]) &&
                              reinterpret_cast<std::uintptr_t>(plan.base[ix(r)]) % 64 == 0;
   std::vector<bool> full(ix(plan.phases), false);
   for (std::size_t i = 0; i < p.code.size(); ++i)
@@ -37,7 +38,10 @@ void plan_memory_traffic(Plan& plan) {
   for (int phase = 0; phase < plan.phases; ++phase)
     if (full[ix(phase)]) plan.full_phases.push_back(phase);
   plan.last_full_phase = plan.full_phases.empty() ? 0 : plan.full_phases.back();
-  for (int r = 0; r < p.inputs; ++r) plan.fetched[ix(r)] = plan.reg(r).layout == Layout::full;
+  const bool chained = !memory.hints.fetch_next.empty();
+  for (int r = 0; r < p.inputs; ++r)
+    plan.fetched[ix(r)] = plan.reg(r).layout == Layout::full && (!chained || memory.hints.fetch_next[ix(r)]);
+  if (chained) plan.fetch_distance = p.rows_of_segment() * p.columns * 4;
 }
 
 // As many rows as a vector has lanes, so that what is per row costs one instruction for all; fewer where the rows would
@@ -118,7 +122,7 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
       }
     plan.store_phase[ix(r)] = phase;
   }
-  plan_memory_traffic(plan);
+  plan_memory_traffic(plan, memory);
   plan.rows = std::min(rows_of_block(plan), p.rows_of_segment());
   plan.aside_row = round_up(plan.columns, plan.lanes) * 4;
   for (std::size_t r = 0; r < registers; ++r) {
