@@ -369,7 +369,10 @@ std::string Program::explain() const {
   for (const StepEntry& e : p.steps) {
     const Instr& instr = p.tape->instrs()[ix(e.instr)];
     std::string line = fmt::format("  {:<20}", e.kind);
-    for (std::int32_t v : instr.outputs) line += fmt::format(" {}", to_string(p.tape->type(v)));
+    constexpr std::size_t kShown = 8;
+    for (std::size_t k = 0; k < std::min(kShown, instr.outputs.size()); ++k)
+      line += fmt::format(" {}", to_string(p.tape->type(instr.outputs[k])));
+    if (instr.outputs.size() > kShown) line += fmt::format(" and {} more", instr.outputs.size() - kShown);
     if (p.options.profile) line += fmt::format("  {:.3f} ms", e.seconds / runs * 1e3);
     const std::string detail = e.step->detail(), scope = p.tape->scope_path(instr.scope);
     if (!detail.empty()) line += "  [" + detail + "]";

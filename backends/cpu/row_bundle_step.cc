@@ -55,7 +55,11 @@ class RowBundleStep final : public Step {
     }
     scratch_ = Scratch(ctx, bytes);
     for (std::size_t k = 0; k < runners_.size(); ++k)
-      for (Index c = 0; c < runners_[k]->chunks(); ++c) chunks_.emplace_back(runners_[k].get(), c);
+      for (Index c = 0; c < runners_[k]->chunks(); ++c) {
+        chunks_.emplace_back(runners_[k].get(), c);
+        work_before_.push_back(work_);
+        work_ += runners_[k]->work() / runners_[k]->chunks() + 1;
+      }
   }
 
   void run() override {
@@ -116,15 +120,20 @@ class RowBundleStep final : public Step {
     for (const auto& runner : runners_) runner->combine_rows();
   }
 
+  // Each thread takes a run of chunks, the same ones in every step: what it updates stays in its cache, where it fits.
   void run_updates(int threads) const {
-    const auto count = static_cast<Index>(chunks_.size());
-    const auto run_chunk = [&](Index c, int thread) { chunks_[ix(c)].first->run_chunk(chunks_[ix(c)].second, thread); };
+    const auto run_share = [&](int thread, int of) {
+      const auto first = [&](Index share) {
+        return std::lower_bound(work_before_.begin(), work_before_.end(), work_ * share / of) - work_before_.begin();
+      };
+      for (auto c = first(thread), end = first(thread + 1); c < end; ++c)
+        chunks_[ix(c)].first->run_chunk(chunks_[ix(c)].second, thread);
+    };
     if (threads == 1) {
-      for (Index c = 0; c < count; ++c) run_chunk(c, 0);
+      run_share(0, 1);
     } else {
-      // Which thread takes a chunk changes no result.
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-      for (Index c = 0; c < count; ++c) run_chunk(c, omp_get_thread_num());
+#pragma omp parallel num_threads(threads)
+      run_share(omp_get_thread_num(), omp_get_num_threads());
     }
     for (const auto& runner : runners_) runner->combine();
   }
@@ -133,6 +142,8 @@ class RowBundleStep final : public Step {
   int threads_ = 1;
   std::vector<std::unique_ptr<RowRunner>> runners_;
   std::vector<std::pair<const RowRunner*, Index>> chunks_;
+  std::vector<Index> work_before_;  // of each chunk
+  Index work_ = 0;                  // of all chunks
   std::vector<std::pair<std::size_t, void**>> scratch_users_;
   Scratch scratch_;
 };

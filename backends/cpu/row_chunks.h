@@ -53,6 +53,7 @@ class Chunks {
     whole_segments_ = segments >= kMaxChunks;
     all_threads_ = omp_get_max_threads();
     threads_ = work < parallel ? 1 : all_threads_;
+    work_ = work;
     fold_bytes_ = align64(fold_doubles * sizeof(double));
     scratch_ = Scratch(ctx, thread_bytes_ * ix(all_threads_) + fold_bytes_ * ix(chunks_));
   }
@@ -118,6 +119,7 @@ class Chunks {
   }
 
   bool worth_threads() const { return threads_ > 1; }
+  Index work() const { return work_; }
   // Generated code may write past the caches: before another thread reads what this one wrote.
   static void fence() {
 #ifdef __SSE__
@@ -162,8 +164,8 @@ class Chunks {
     return scratch_.at<double>(thread_bytes_ * ix(all_threads_) + fold_bytes_ * ix(chunk));
   }
   Index pieces_ = 0, of_segment_ = 1, chunks_ = 1, per_chunk_ = 1, chunks_of_segment_ = 1;
-  Index threads_ = 1, all_threads_ = 1;  // that run() wakes; that there is scratch for
-  bool whole_segments_ = false;          // of a cut program: a chunk never has a part of one
+  Index work_ = 0, threads_ = 1, all_threads_ = 1;  // that run() wakes; that there is scratch for
+  bool whole_segments_ = false;                     // of a cut program: a chunk never has a part of one
   std::size_t thread_bytes_ = 0, fold_doubles_ = 0, fold_bytes_ = 0;
   std::vector<Fold> sums_;
   Scratch scratch_;

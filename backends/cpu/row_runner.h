@@ -22,6 +22,7 @@ class RowRunner {
   virtual void run_segment(Index segment, int thread) const = 0;
   virtual void combine_rows() const = 0;
   virtual bool worth_threads() const = 0;
+  virtual Index work() const = 0;
   virtual std::string detail() const = 0;
 };
 
@@ -37,6 +38,7 @@ class ChunkedRunner : public RowRunner {
   void run_segment(Index segment, int thread) const override { chunks_.run_segment(segment, thread, piece()); }
   void combine_rows() const override { chunks_.combine_rows(); }
   bool worth_threads() const override { return chunks_.worth_threads(); }
+  Index work() const override { return chunks_.work(); }
 
  protected:
   Chunks<T> chunks_;
