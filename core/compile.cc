@@ -344,15 +344,8 @@ void lower_all(Program::Impl& p) {
   p.stats.steps = p.steps.size();
 }
 
-// The passes from the backend's own to the last.
-void backend_passes(Passes& passes, Backend& backend, const CompileOptions& options, bool keep_all) {
-  if (options.fuse) {
-    passes.apply(backend.fuse(passes.tape(), passes.keep()));
-    if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
-    passes.apply(
-        fuse_rows(passes.tape(), passes.keep(), [&](const Tape& t, const Instr& i) { return backend.row_op(t, i); }));
-  }
-  if (keep_all) return;
+// Last of the passes: less work and an order in which fewer bytes live at once.
+void order_passes(Passes& passes, Backend& backend, const CompileOptions& options) {
   passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
   if (!options.plan_memory || !options.reorder) return;
   const std::vector<std::int32_t> keep = passes.keep();
@@ -363,6 +356,29 @@ void backend_passes(Passes& passes, Backend& backend, const CompileOptions& opti
   if (largest_live_set_of(*moved.tape, moved_keep, backend, options) <
       largest_live_set_of(passes.tape(), keep, backend, options))
     passes.apply(std::move(moved));
+}
+
+// The passes from the backend's own to the last. Recomputation comes after fusion: what is computed again is then the
+// same instruction, or a part of it that is known to give the same bits.
+void backend_passes(Passes& passes, Backend& backend, const CompileOptions& options, bool keep_all,
+                    RecomputeReport* report) {
+  if (options.fuse) {
+    passes.apply(backend.fuse(passes.tape(), passes.keep()));
+    if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+    passes.apply(
+        fuse_rows(passes.tape(), passes.keep(), [&](const Tape& t, const Instr& i) { return backend.row_op(t, i); }));
+  }
+  if (keep_all) return;
+  if (options.recompute.mode != RecomputeOptions::Mode::none) {
+    const auto peak = [&](const Tape& t, std::span<const std::int32_t> keep) {
+      Passes rest(t, keep);
+      order_passes(rest, backend, options);
+      return largest_live_set_of(rest.tape(), rest.keep(), backend, options);
+    };
+    passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+    passes.apply(recompute(passes.tape(), passes.keep(), options.recompute, peak, report));
+  }
+  order_passes(passes, backend, options);
 }
 
 }  // namespace
@@ -385,15 +401,7 @@ std::unique_ptr<Program::Impl> build_program(const Tape& tape, std::span<const s
       passes.tape(), [&](const Tape& t, const Instr& i) { return backend.supports(t, i); }, backend.name(),
       options.strict, &p->stats.decomposed));
   if (options.optimize) passes.apply(simplify(passes.tape()));
-  if (options.recompute.mode != RecomputeOptions::Mode::none && !keep_all) {
-    const auto peak = [&](const Tape& t, std::span<const std::int32_t> keep) {
-      Passes rest(t, keep);
-      backend_passes(rest, backend, options, keep_all);
-      return largest_live_set_of(rest.tape(), rest.keep(), backend, options);
-    };
-    passes.apply(recompute(passes.tape(), passes.keep(), options.recompute, peak, &p->stats.recompute));
-  }
-  backend_passes(passes, backend, options, keep_all);
+  backend_passes(passes, backend, options, keep_all, &p->stats.recompute);
   p->fetches = passes.keep();
   Rewritten done = passes.take();
   p->tape = std::move(done.tape);
