@@ -113,19 +113,13 @@ RegionRun run_region(const RowProgram& program, const std::vector<Tensor>& opera
 // that the part does not have.
 TEST(RowPart, GivesTheBitsOfTheWhole) {
   int parts = 0, given_used = 0;
-  for (const DType dtype : {DType::f32, DType::bf16})
+  for (const DType dtype : {DType::f32, DType::f64})
     for (const Shape& space : kSpaces)
       for (const bool rare : {false, true}) {
         Rng rng(2);
         Tape tape;
         const Value h = tape.input("h", {dtype, space}), g = tape.input("g", {dtype, space});
-        std::vector<Value> fetches;
-        if (dtype == DType::bf16) {  // which has no sums
-          const Value a = tanh(h) * g, b = exp(-square(a)), c = rare ? sin(b - h) : sigmoid(b - h);
-          fetches = {a, b, c, a * c + b};
-        } else {
-          fetches = outputs_of(h, g, rare);
-        }
+        const std::vector<Value> fetches = outputs_of(h, g, rare);
         const Program fused = compile(tape, fetches, cpu_backend());
         const auto instrs = fused.compiled_tape().instrs();
         const auto region = std::find_if(instrs.begin(), instrs.end(), [](const Instr& i) {
