@@ -344,8 +344,10 @@ void lower_all(Program::Impl& p) {
   p.stats.steps = p.steps.size();
 }
 
-// Another order of the instructions, where it needs less memory.
-void move_for_memory(Passes& passes, Backend& backend, const CompileOptions& options) {
+// Last of the passes: less work and an order in which fewer bytes live at once.
+void order_passes(Passes& passes, Backend& backend, const CompileOptions& options) {
+  passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+  if (!options.plan_memory || !options.reorder) return;
   const std::vector<std::int32_t> keep = passes.keep();
   Rewritten moved = reorder(passes.tape(), keep, [&](const TensorType& t) { return storage_bytes(backend, t); });
   if (moved.tape == nullptr) return;
@@ -356,8 +358,10 @@ void move_for_memory(Passes& passes, Backend& backend, const CompileOptions& opt
     passes.apply(std::move(moved));
 }
 
-// The passes from the backend's own to the last.
-void backend_passes(Passes& passes, Backend& backend, const CompileOptions& options, bool keep_all) {
+// The passes from the backend's own to the last. Recomputation comes after fusion: what is computed again is then the
+// same instruction, or a part of it that is known to give the same bits.
+void backend_passes(Passes& passes, Backend& backend, const CompileOptions& options, bool keep_all,
+                    RecomputeReport* report) {
   if (options.fuse) {
     passes.apply(backend.fuse(passes.tape(), passes.keep()));
     if (!keep_all) passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
@@ -367,8 +371,16 @@ void backend_passes(Passes& passes, Backend& backend, const CompileOptions& opti
     if (backend.bundles_rows()) passes.apply(align_segments(passes.tape()));
   }
   if (keep_all) return;
-  passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
-  if (options.plan_memory && options.reorder) move_for_memory(passes, backend, options);
+  if (options.recompute.mode != RecomputeOptions::Mode::none) {
+    const auto peak = [&](const Tape& t, std::span<const std::int32_t> keep) {
+      Passes rest(t, keep);
+      order_passes(rest, backend, options);
+      return largest_live_set_of(rest.tape(), rest.keep(), backend, options);
+    };
+    passes.apply(eliminate_dead_code(passes.tape(), passes.keep()));
+    passes.apply(recompute(passes.tape(), passes.keep(), options.recompute, peak, report));
+  }
+  order_passes(passes, backend, options);
   // Last: which regions are neighbours is known when nothing moves any more.
   if (options.fuse && backend.bundles_rows()) passes.apply(bundle_rows(passes.tape(), passes.keep()));
 }
@@ -393,15 +405,7 @@ std::unique_ptr<Program::Impl> build_program(const Tape& tape, std::span<const s
       passes.tape(), [&](const Tape& t, const Instr& i) { return backend.supports(t, i); }, backend.name(),
       options.strict, &p->stats.decomposed));
   if (options.optimize) passes.apply(simplify(passes.tape()));
-  if (options.recompute.mode != RecomputeOptions::Mode::none && !keep_all) {
-    const auto peak = [&](const Tape& t, std::span<const std::int32_t> keep) {
-      Passes rest(t, keep);
-      backend_passes(rest, backend, options, keep_all);
-      return largest_live_set_of(rest.tape(), rest.keep(), backend, options);
-    };
-    passes.apply(recompute(passes.tape(), passes.keep(), options.recompute, peak, &p->stats.recompute));
-  }
-  backend_passes(passes, backend, options, keep_all);
+  backend_passes(passes, backend, options, keep_all, &p->stats.recompute);
   p->fetches = passes.keep();
   Rewritten done = passes.take();
   p->tape = std::move(done.tape);

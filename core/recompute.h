@@ -1,9 +1,9 @@
 // Recomputation (gradient checkpointing, Chen et al., arXiv:1604.06174) as a pass: values of the forward part that only
 // later instructions need are dropped, and recorded again before those instructions.
 //
-// Invariants: 1. a recorded copy is the same instruction with the same attributes on the same operands: the same
-// kernel, the same bits; a random instruction keeps its stream and its state, which is that of the start of the
-// step. 2. A copy starts from kept values through `after`, so no later pass can merge it with the first one or move it
+// Invariants: 1. a recorded copy is the same instruction with the same attributes on the same operands, or a part of such
+// a region: the same kernel, the same bits; a random instruction keeps its stream and its state, which is that of the
+// start of the step. 2. A copy starts from kept values through `after`, so no later pass can merge it with the first one or move it
 // there.
 #pragma once
 #include <cstddef>
@@ -37,7 +37,7 @@ struct RecomputeReport {
 // Bytes of the largest live set of the tape once it is compiled to the end.
 using PeakFn = std::function<std::size_t(const Tape&, std::span<const std::int32_t> keep)>;
 
-// A segment is a stretch of the instructions recorded before the first VJP. Of its values those are kept which another
+// A segment is a part of the forward instructions, of regions also of some outputs. Of its values those are kept which another
 // segment or the rest of the forward part uses, which are in `keep`, or which are small beside what they are made from
 // (indices, sums). Segments whose recomputation does not lower the peak are left alone. A null tape where none does.
 Rewritten recompute(const Tape& tape, std::span<const std::int32_t> keep, const RecomputeOptions& options,

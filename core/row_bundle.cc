@@ -35,6 +35,15 @@ bool sums_over_rows(const RowProgram& p) {
   return std::any_of(p.code.begin(), p.code.end(), [](const auto& op) { return RowProgram::over_rows(op.kind); });
 }
 
+// The program with its rows cut into so many segments.
+RowProgram in_parts(const RowProgram& p, std::int64_t parts) {
+  RowProgram cut = p;
+  if (parts == 1 || p.segments == parts) return cut;
+  cut.segments = parts;
+  if (p.whole) cut.whole = std::make_shared<RowProgram>(in_parts(*p.whole, parts));
+  return cut;
+}
+
 // The value whose memory this one is.
 std::int32_t memory_of(const Tape& tape, std::int32_t v) {
   for (;;) {
@@ -254,8 +263,7 @@ class Bundler {
   void emit_bundle(Rewriter& r, const Bundle& bundle) {
     std::vector<Member> members;
     for (const std::int32_t m : bundle.members) {
-      members.push_back({program(m), at(m).inputs, at(m).outputs});
-      if (bundle.parts > 1) members.back().program.segments = bundle.parts;
+      members.push_back({in_parts(program(m), bundle.parts), at(m).inputs, at(m).outputs});
     }
     if (bundle.parts > 1) make_again(members, bundle);
     std::vector<std::int64_t> programs, types, operands;
@@ -318,12 +326,20 @@ class Bundler {
           continue;
         }
         for (const std::size_t j : readers) inline_value(members[j], members[i], k, recipe);
+        remember_whole(members[i].program);
         members[i].program.outputs.erase(members[i].program.outputs.begin() + static_cast<std::ptrdiff_t>(k));
+        if (!members[i].program.origins.empty())
+          members[i].program.origins.erase(members[i].program.origins.begin() + static_cast<std::ptrdiff_t>(k));
         members[i].outputs.erase(members[i].outputs.begin() + static_cast<std::ptrdiff_t>(k));
         drop_unused(members[i]);
         gone_[ix(v)] = true;
       }
     std::erase_if(members, [](const Member& m) { return m.outputs.empty(); });
+  }
+
+  // The cut of its rows, and with it the bits of its sums over them, stays that of the program before it was changed.
+  static void remember_whole(RowProgram& p) {
+    if (!p.whole) p.whole = std::make_shared<RowProgram>(p);
   }
 
   // What makes a register of a program of one pass over the row; empty where that is more than a few ops.
@@ -340,7 +356,6 @@ class Bundler {
     if (recipe.size() > kRecipeOps) recipe.clear();
     return recipe;
   }
-  // The cut of such a program, and with it the bits of its sums over rows, depends on what else is in it.
   static bool sums_along_rows(const RowProgram& p) {
     return std::any_of(p.code.begin(), p.code.end(),
                        [](const auto& op) { return op.kind == RowProgram::Kind::reduce_row; });
@@ -348,6 +363,7 @@ class Bundler {
 
   // Puts the recipe of output k of `from` in place of the reading of that output.
   void inline_value(Member& to, const Member& from, std::size_t k, const std::vector<RowProgram::Op>& recipe) const {
+    remember_whole(to.program);
     const RowProgram &p = to.program, &q = from.program;
     const std::int32_t v = from.outputs[k];
     RowProgram next = p;
@@ -468,8 +484,7 @@ Rewritten align_segments(const Tape& tape) {
       r.copy(index);
       continue;
     }
-    auto cut = std::make_shared<RowProgram>(p);
-    cut->segments = segments;
+    auto cut = std::make_shared<RowProgram>(in_parts(p, segments));
     Attrs attrs = instr.attrs;
     attrs.set("program", r.out().add_program(std::move(cut)));
     r.at(index);

@@ -456,7 +456,22 @@ Rewritten Fuser::emit() {
           next[ix(p)].push_back(static_cast<int>(g));
           ++waiting[g];
         }
-  auto later = [&](int a, int b) { return members_[ix(a)].front() > members_[ix(b)].front(); };
+  // A group is as early as the first member of the earliest that needs it: a forward region that something of the
+  // backward part has entered would wait for all of that else, and the forward part behind it.
+  std::vector<int> rank(members_.size(), 0), order, inputs_left = waiting;
+  for (std::size_t g = 0; g < members_.size(); ++g)
+    if (!members_[g].empty()) {
+      rank[g] = members_[g].front();
+      if (waiting[g] == 0) order.push_back(static_cast<int>(g));
+    }
+  for (std::size_t k = 0; k < order.size(); ++k)
+    for (int n : next[ix(order[k])])
+      if (--inputs_left[ix(n)] == 0) order.push_back(n);
+  for (std::size_t k = order.size(); k-- > 0;)
+    for (int n : next[ix(order[k])]) rank[ix(order[k])] = std::min(rank[ix(order[k])], rank[ix(n)]);
+  auto later = [&](int a, int b) {
+    return std::pair(rank[ix(a)], members_[ix(a)].front()) > std::pair(rank[ix(b)], members_[ix(b)].front());
+  };
   std::priority_queue<int, std::vector<int>, decltype(later)> ready(later);
   for (std::size_t g = 0; g < members_.size(); ++g)
     if (!members_[g].empty() && waiting[g] == 0) ready.push(static_cast<int>(g));
@@ -625,6 +640,8 @@ void Fuser::emit_region(Rewriter& r, const std::vector<int>& members) {
   std::vector<std::int64_t> types;
   for (const Leaving& l : leaving) {
     p.outputs.push_back(l.reg + first_own);
+    const Instr& maker = at(tape_.producer(l.value));
+    p.origins.push_back({maker.scope, maker.forward_of >= 0});
     types.push_back(static_cast<std::int64_t>(type(l.value).dtype));
     types.push_back(type(l.value).shape.rank());
     for (std::int64_t d : type(l.value).shape) types.push_back(d);
@@ -694,6 +711,51 @@ std::string RowProgram::formula() const {
     if (op.kind == Kind::elementwise && !op.attrs.empty()) text += " " + to_string(op.attrs);
   }
   return text;
+}
+
+RowPart part_of(const RowProgram& program, std::span<const int> wanted, const std::vector<char>& given) {
+  std::vector<char> needed(program.registers.size(), 0), is_given(program.registers.size(), 0);
+  for (std::size_t k = 0; k < given.size(); ++k)
+    if (given[k] != 0) is_given[ix(program.outputs[k])] = 1;
+  for (const int k : wanted) {
+    needed[ix(program.outputs[ix(k)])] = 1;
+    is_given[ix(program.outputs[ix(k)])] = 0;
+  }
+  for (std::size_t i = program.code.size(); i-- > 0;)
+    if (const RowProgram::Op& op = program.code[i]; needed[ix(op.out)] != 0 && is_given[ix(op.out)] == 0)
+      for (const int r : op.in) needed[ix(r)] = 1;
+
+  auto part = std::make_shared<RowProgram>();
+  part->rows = program.rows, part->columns = program.columns, part->segments = program.segments;
+  RowPart result;
+  std::vector<int> renumbered(program.registers.size(), -1);
+  const auto add = [&](int r) {
+    renumbered[ix(r)] = static_cast<int>(part->registers.size());
+    part->registers.push_back(program.registers[ix(r)]);
+  };
+  const auto operand = [&](int r, int which) {
+    if (needed[ix(r)] == 0) return;
+    add(r);
+    result.operands.push_back(which);
+  };
+  for (int r = 0; r < program.inputs; ++r) operand(r, r);
+  for (std::size_t k = 0; k < program.outputs.size(); ++k)
+    if (is_given[ix(program.outputs[k])] != 0) operand(program.outputs[k], ~static_cast<int>(k));
+  part->inputs = static_cast<int>(part->registers.size());
+  for (RowProgram::Op op : program.code) {
+    if (needed[ix(op.out)] == 0 || is_given[ix(op.out)] != 0) continue;
+    add(op.out);
+    for (int& r : op.in) r = renumbered[ix(r)];
+    op.out = renumbered[ix(op.out)];
+    part->code.push_back(std::move(op));
+  }
+  for (const int k : wanted) {
+    part->outputs.push_back(renumbered[ix(program.outputs[ix(k)])]);
+    part->origins.push_back(program.origins[ix(k)]);
+  }
+  part->whole = program.whole ? program.whole : std::make_shared<const RowProgram>(program);
+  result.program = std::move(part);
+  return result;
 }
 
 bool is_read_across_rows(const Tape& tape, const Instr& region, int input) {

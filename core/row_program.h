@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,13 @@ struct RowProgram {
   int inputs = 0;
   std::vector<Op> code;
   std::vector<int> outputs;          // registers, in the order of the instruction's outputs
+  // Of each output: where on the tape it was recorded, and whether by a derivative rule.
+  struct Origin { std::int32_t scope = 0; bool in_gradient = false; };
+  std::vector<Origin> origins;
+  // The program that this one is a part of (part_of), null where it is none. Executors run a part in the way, and cut its
+  // rows where they would cut those, of the whole: so the part's results have the bits that they have there.
+  std::shared_ptr<const RowProgram> whole;
+  const RowProgram& whole_or_own() const { return whole ? *whole : *this; }
 
   std::int64_t extent(Layout layout) const;
   std::int64_t rows_of_segment() const { return rows / segments; }
@@ -51,6 +59,17 @@ struct RowProgram {
   std::string extents() const;       // "512 x 64", "8 segments of 64 x 32": for explain()
   std::string formula() const;       // "r3 = mul r0 r1; ..." for explain()
 };
+
+// The ops of a program that some of its outputs need.
+struct RowPart {
+  std::shared_ptr<const RowProgram> program;
+  // Of each of its inputs: the input of the whole that it is, or, as ~k, the whole's output k.
+  std::vector<int> operands;
+};
+
+// `wanted`: positions of outputs, ascending. Outputs for which given[k] is set are operands where they are needed, no
+// longer made: an output holds what its register does, so nothing changes a bit. Sums over rows are used by no op.
+RowPart part_of(const RowProgram& program, std::span<const int> wanted, const std::vector<char>& given);
 
 // Whether an operand of a region comes in under another layout, too, by its own name or as a reshape of the same memory:
 // then rows other than its own are read, and nothing may be written over it while the region runs.

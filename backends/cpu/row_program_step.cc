@@ -66,7 +66,7 @@ template <class T>
 class Interpreter final : public ChunkedRunner<Interpreter<T>, T> {
  public:
   Interpreter(LowerCtx& ctx, const RowProgram& program)
-      : p_(program), table_(common_table<T>()), flat_(can_be_cut(p_)) {
+      : p_(program), table_(common_table<T>()), flat_(can_be_cut(p_.whole_or_own())) {
     std::size_t fold_size = 0;
     for (const RowPass& pass : passes_of(p_)) {
       const RowProgram::Op& op = p_.code[ix(pass.op)];
@@ -146,6 +146,68 @@ class Interpreter final : public ChunkedRunner<Interpreter<T>, T> {
   bool is_bf16(int reg) const { return p_.registers[ix(reg)].dtype == DType::bf16; }
   Index columns_of(const Tile& t) const { return flat_ ? t.count : p_.columns; }
 
+  // Slots for temporaries, reused when the last reader has run; outputs that wait keep theirs.
+  struct Slot {
+    Layout layout;
+    std::size_t element;
+    DType dtype;  // of what is in it
+    int free_after;
+  };
+  struct Slots {
+    std::vector<Slot> slots;
+    std::vector<int> of;  // by register; -1: none
+  };
+  static std::size_t element_of(const RowProgram& p, std::size_t r) {
+    return p.registers[r].dtype == DType::bf16 ? sizeof(float) : size_of(p.registers[r].dtype);
+  }
+  static Slots slots_of(const RowProgram& p, const std::vector<char>& temporary) {
+    const std::vector<RowPass> passes = passes_of(p);
+    std::vector<int> until(p.registers.size(), -1);
+    for (std::size_t i = 0; i < passes.size(); ++i) {
+      for (int k = 0; k < passes[i].inputs; ++k) until[ix(passes[i].in[ix(k)])] = static_cast<int>(i);
+      int& own = until[ix(p.code[ix(passes[i].op)].out)];
+      own = std::max(own, static_cast<int>(i));
+    }
+    for (const int r : p.outputs) until[ix(r)] = std::numeric_limits<int>::max();
+    Slots s{{}, std::vector<int>(p.registers.size(), -1)};
+    for (std::size_t i = 0; i < passes.size(); ++i) {
+      const RowProgram::Op& op = p.code[ix(passes[i].op)];
+      const auto r = ix(op.out);
+      const auto [layout, dtype] = p.registers[r];
+      const std::size_t element = element_of(p, r);
+      if (temporary[r] == 0 || (layout != Layout::full && layout != Layout::row)) continue;
+      // Elementwise kernels may write over an operand of the same type whose last reader they are.
+      const int now = static_cast<int>(i);
+      int found = -1;
+      for (std::size_t k = 0; k < s.slots.size() && found < 0; ++k)
+        if (const Slot& slot = s.slots[k];
+            slot.layout == layout && slot.element == element &&
+            (slot.free_after < now || (slot.free_after == now && slot.dtype == dtype && op.kind == Kind::elementwise)))
+          found = static_cast<int>(k);
+      if (found < 0) {
+        found = static_cast<int>(s.slots.size());
+        s.slots.push_back({layout, element, dtype, 0});
+      }
+      s.slots[ix(found)].free_after = until[r], s.slots[ix(found)].dtype = dtype;
+      s.of[r] = found;
+    }
+    return s;
+  }
+
+  // Elements of a tile whose temporaries fit the first-level cache. Sums over rows are cut by it, so it is what the
+  // program is, not where its operands lie: outputs that wait because they lie over one are left out of account.
+  static Index tile_elements(const RowProgram& p) {
+    std::vector<char> temporary(p.registers.size(), 1);
+    for (const int r : p.outputs) temporary[ix(r)] = p.registers[ix(r)].dtype == DType::bf16 ? 1 : 0;
+    std::size_t bytes = 0;
+    for (const Slot& s : slots_of(p, temporary).slots) bytes += s.layout == Layout::full ? s.element : 0;
+    for (int i = 0; i < p.inputs; ++i)
+      if (const auto& reg = p.registers[ix(i)]; reg.dtype == DType::bf16 && reg.layout == Layout::full)
+        bytes += sizeof(float);
+    const Index elements = bytes == 0 ? kMaxTile : static_cast<Index>(kTileBytes / bytes) / 64 * 64;
+    return std::clamp(elements, kMinTile, kMaxTile);
+  }
+
   void place_registers(LowerCtx& ctx) {
     places_.resize(p_.registers.size());
     const Instr& instr = ctx.instr();
@@ -156,7 +218,7 @@ class Interpreter final : public ChunkedRunner<Interpreter<T>, T> {
     }
     for (std::size_t r = 0; r < places_.size(); ++r) {
       places_[r].layout = p_.registers[r].layout;
-      places_[r].element = is_bf16(static_cast<int>(r)) ? sizeof(float) : size_of(p_.registers[r].dtype);
+      places_[r].element = element_of(p_, r);
     }
     for (int i = 0; i < p_.inputs; ++i) places_[ix(i)].base = static_cast<std::byte*>(ctx.data(instr.inputs[ix(i)]));
 
@@ -182,43 +244,8 @@ class Interpreter final : public ChunkedRunner<Interpreter<T>, T> {
       else
         place.base = memory, temporary[ix(r)] = 0;
     }
-    // Slots for temporaries, reused when the last reader has run; outputs that wait keep theirs.
-    struct Slot {
-      Layout layout;
-      std::size_t element;
-      DType dtype;  // of what is in it
-      int free_after;
-    };
-    std::vector<Slot> slots;
-    std::vector<int> slot_of(places_.size(), -1);
-    for (std::size_t i = 0; i < code_.size(); ++i) {
-      const auto r = ix(code_[i].out);
-      const DType dtype = p_.registers[r].dtype;
-      const Layout layout = places_[r].layout;
-      if (temporary[r] == 0 || (layout != Layout::full && layout != Layout::row)) continue;
-      const int until =
-          places_[r].copy_to != nullptr ? std::numeric_limits<int>::max() : std::max(last_use[r], static_cast<int>(i));
-      // Elementwise kernels may write over an operand of the same type whose last reader they are.
-      const int now = static_cast<int>(i);
-      int found = -1;
-      for (std::size_t s = 0; s < slots.size() && found < 0; ++s)
-        if (slots[s].layout == layout && slots[s].element == places_[r].element &&
-            (slots[s].free_after < now ||
-             (slots[s].free_after == now && slots[s].dtype == dtype && code_[i].kind == Kind::elementwise)))
-          found = static_cast<int>(s);
-      if (found < 0) {
-        found = static_cast<int>(slots.size());
-        slots.push_back({layout, places_[r].element, dtype, 0});
-      }
-      slots[ix(found)].free_after = until, slots[ix(found)].dtype = dtype;
-      slot_of[r] = found;
-    }
-    std::size_t per_element = 0;
-    for (const Slot& s : slots) per_element += s.layout == Layout::full ? s.element : 0;
-    for (int i = 0; i < p_.inputs; ++i)
-      if (is_bf16(i) && places_[ix(i)].layout == Layout::full) per_element += sizeof(float);
-    tile_ = per_element == 0 ? kMaxTile : static_cast<Index>(kTileBytes / per_element) / 64 * 64;
-    tile_ = std::clamp(tile_, kMinTile, kMaxTile);
+    const auto [slots, slot_of] = slots_of(p_, temporary);
+    tile_ = tile_elements(p_.whole_or_own());
     tile_rows_ = std::clamp<Index>(tile_ / std::max<Index>(p_.columns, 1), 1, p_.rows_of_segment());
     const Index full = flat_ ? tile_ : tile_rows_ * p_.columns;
     std::vector<std::size_t> offsets;

@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::int64_t kStretch = 2048;  // columns of a block of a program of one row
 constexpr std::int64_t kNearCache = 32 << 10;
+constexpr std::size_t kMostScratch = std::size_t{1} << 19;  // of a thread
 // Operands and results that leave the cache anyway: from here on writing past it spares reading the lines first.
 // Measured, copies of 16 MB and more: 0.75 of the time, of 64 MB 0.3.
 constexpr std::int64_t kStreamBytes = std::int64_t{32} << 20;
@@ -60,8 +61,9 @@ std::int64_t rows_of_block(const Plan& plan) {
   return rows;
 }
 
-// Repeats ops in the program (recompute.h).
-Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
+// Repeats ops in the program (recompute.h). rows: of a block, 0 where the program decides. Sums over rows are cut by
+// it, so neither it nor whether there is code at all depends on what lies where.
+Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide, std::int64_t rows) {
   Plan plan;
   plan.program = &p;
   plan.wide = wide;
@@ -116,15 +118,19 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
     if (p.registers[ix(r)].layout != Layout::full) continue;
     int phase = plan.phase[ix(plan.op_of[ix(r)])];
     for (int i = 0; i < p.inputs; ++i)
-      if (plan.base[ix(i)] == plan.base[ix(r)]) {
+      if (plan.base[ix(i)] != nullptr && plan.base[ix(i)] == plan.base[ix(r)]) {
         plan.store_last[ix(r)] = true;
         phase = std::max(phase, plan.last_phase[ix(i)]);
       }
     plan.store_phase[ix(r)] = phase;
   }
   plan_memory_traffic(plan, memory);
-  plan.rows = std::min(rows_of_block(plan), p.rows_of_segment());
+  plan.rows = rows > 0 ? rows : std::min(rows_of_block(plan), p.rows_of_segment());
   plan.aside_row = round_up(plan.columns, plan.lanes) * 4;
+  int last_read = 0;  // phase in which an output that lies over an operand is stored at the latest
+  for (int i = 0; i < p.inputs; ++i)
+    if (plan.reg(i).layout == Layout::full) last_read = std::max(last_read, plan.last_phase[ix(i)]);
+  std::size_t asides = 0, most_asides = 0;  // bytes; were every output to lie over such an operand
   for (std::size_t r = 0; r < registers; ++r) {
     const int op = plan.op_of[r];
     if (op < 0) continue;
@@ -134,10 +140,13 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
       plan.scratch += 64;
     } else if (layout == Layout::full) {
       const int made = plan.phase[ix(op)];
-      const bool in_memory = plan.store_phase[r] == made;
+      const bool output = plan.store_phase[r] >= 0, in_memory = plan.store_phase[r] == made;
+      const std::size_t bytes = ix(plan.aside_row * plan.rows);
+      if (output ? last_read > made : plan.last_phase[r] > made) most_asides += bytes;
       if ((plan.last_phase[r] > made && !in_memory) || plan.store_phase[r] > made) {
         plan.aside[r] = static_cast<std::int64_t>(plan.scratch);
-        plan.scratch += ix(plan.aside_row * plan.rows);
+        plan.scratch += bytes;
+        asides += bytes;
       }
     }
   }
@@ -147,7 +156,7 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
       plan.scratch += align64(ix(plan.aside_row));
     }
   plan.scratch = align64(plan.scratch);
-  if (plan.scratch > (std::size_t{1} << 19)) throw NotGenerated{};
+  if (rows == 0 && plan.scratch - asides + most_asides > kMostScratch) throw NotGenerated{};
   // The median of the arrays' addresses: constants and variables may lie far from the arena.
   std::vector<std::byte*> all;
   for (std::byte* b : plan.base)
@@ -159,8 +168,8 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide) {
 
 class RowJitProgram final : public RowJit {
  public:
-  RowJitProgram(const RowProgram& program, const RowMemory& memory, bool wide)
-      : program_(program), plan_(make_plan(program_, memory, wide)) {
+  RowJitProgram(const RowProgram& program, const RowMemory& memory, bool wide, std::int64_t rows = 0)
+      : program_(program), plan_(make_plan(program_, memory, wide, rows)) {
     const std::int64_t all = plan_.flat ? program_.columns : program_.rows_of_segment();
     per_block_ = plan_.flat ? plan_.columns : plan_.rows;
     blocks_ = ceil_div(all, per_block_);
@@ -186,6 +195,7 @@ class RowJitProgram final : public RowJit {
     (of_segment == blocks_ - 1 && last_ != nullptr ? last_ : whole_)->run(args);
   }
 
+  std::int64_t rows() const { return plan_.rows; }
   std::string detail() const override {
     return fmt::format("{} code of {} bytes", plan_.wide ? "avx512" : "avx2",
                        (whole_ ? whole_->getSize() : 0) + (last_ ? last_->getSize() : 0));
@@ -202,7 +212,9 @@ class RowJitProgram final : public RowJit {
 
 std::unique_ptr<RowJit> make_program(const RowProgram& program, const RowMemory& memory, bool avx512) {
   try {
-    return std::make_unique<RowJitProgram>(program, memory, avx512);
+    // A part has code where the whole has, and blocks of as many rows.
+    const std::int64_t rows = program.whole ? RowJitProgram(*program.whole, {}, avx512).rows() : 0;
+    return std::make_unique<RowJitProgram>(program, memory, avx512, rows);
   } catch (const NotGenerated&) {
     return nullptr;
   } catch (const Xbyak::Error&) {  // too long, or the system gives no memory for code
