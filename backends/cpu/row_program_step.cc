@@ -197,7 +197,7 @@ class Interpreter {
       scratch_bytes_ += align64(ix(s.layout == Layout::full ? full : tile_rows_) * s.element);
     }
     for (int i = 0; i < p_.inputs; ++i) {
-      if (!is_bf16(i)) continue;
+      if (!is_bf16(i) || places_[ix(i)].layout == Layout::table) continue;
       Place& place = places_[ix(i)];
       widened_.push_back({i, reinterpret_cast<const std::uint16_t*>(place.base)});
       place.where = Place::Where::scratch;
@@ -282,6 +282,7 @@ class Interpreter {
       case Layout::segment:
         return {t.segment * p_.columns, p_.columns};
       case Layout::scalar:
+      case Layout::table:
         break;
     }
     return {0, 1};
@@ -343,6 +344,9 @@ class Interpreter {
           expand<T>(e, t, scratch);
         else
           expand<std::int32_t>(e, t, scratch);
+        return;
+      case Kind::gather:
+        gather(e, t, scratch);
         return;
       case Kind::elementwise:
         break;
@@ -411,7 +415,22 @@ class Interpreter {
         case Layout::scalar:
           std::fill(y, y + cols, *x);
           break;
+        case Layout::table:
+          break;
       }
+  }
+
+  void gather(const Exec& e, const Tile& t, std::byte* scratch) const {
+    const std::byte* table = places_[ix(e.in[0])].base;
+    const std::int32_t* index = at<std::int32_t>(e.in[1], t, scratch);
+    T* y = at<T>(e.out, t, scratch);
+    const Index cols = p_.columns;
+    for (Index r = 0; r < t.rows; ++r, y += cols)
+      if (is_bf16(e.in[0]))
+        simd_table().widen(reinterpret_cast<const std::uint16_t*>(table) + index[r] * cols,
+                           reinterpret_cast<float*>(y), cols);
+      else
+        std::memcpy(y, reinterpret_cast<const T*>(table) + index[r] * cols, ix(cols) * sizeof(T));
   }
 
   void reduce_row(const Exec& e, const Tile& t, std::byte* scratch) const {
@@ -446,19 +465,24 @@ class Interpreter {
 template <class T>
 class RowProgramStep final : public Step {
  public:
-  RowProgramStep(LowerCtx& ctx, const RowProgram& program) : interpreter_(ctx, program) {}
-  void run() override { interpreter_.run(); }
+  RowProgramStep(LowerCtx& ctx, const RowProgram& program, const RowMemory& memory)
+      : checks_(program, memory.base), interpreter_(ctx, program) {}
+  void run() override {
+    checks_();
+    interpreter_.run();
+  }
   std::string detail() const override { return interpreter_.detail(); }
 
  private:
+  GatherChecks checks_;
   Interpreter<T> interpreter_;
 };
 
 // The same by generated code, a block at a time.
 class GeneratedStep final : public Step {
  public:
-  GeneratedStep(LowerCtx& ctx, const RowProgram& program, std::unique_ptr<RowJit> code)
-      : p_(program), code_(std::move(code)) {
+  GeneratedStep(LowerCtx& ctx, const RowProgram& program, const RowMemory& memory, std::unique_ptr<RowJit> code)
+      : p_(program), checks_(program, memory.base), code_(std::move(code)) {
     constexpr Index kParallelWork = 262144;
     std::vector<Fold> sums;
     for (std::size_t i = 0; i < p_.code.size(); ++i)
@@ -472,6 +496,7 @@ class GeneratedStep final : public Step {
   }
 
   void run() override {
+    checks_();
     chunks_.run([this](Index block, std::byte* scratch, double* folds) { code_->run(block, scratch, folds); });
   }
 
@@ -482,28 +507,31 @@ class GeneratedStep final : public Step {
 
  private:
   const RowProgram p_;
+  GatherChecks checks_;
   std::unique_ptr<RowJit> code_;
   Chunks<float> chunks_;
 };
 
-std::unique_ptr<RowJit> generate(LowerCtx& ctx, const RowProgram& program) {
+RowMemory memory_of(LowerCtx& ctx, const RowProgram& program) {
   RowMemory memory{std::vector<std::byte*>(program.registers.size(), nullptr)};
   for (int i = 0; i < program.inputs; ++i)
     memory.base[ix(i)] = static_cast<std::byte*>(ctx.data(ctx.instr().inputs[ix(i)]));
   for (std::size_t k = 0; k < program.outputs.size(); ++k)
     memory.base[ix(program.outputs[k])] = static_cast<std::byte*>(ctx.data(ctx.instr().outputs[k]));
-  return RowJit::make(program, memory);
+  return memory;
 }
 
 }  // namespace
 
 StepPtr lower_row_program(LowerCtx& ctx, int) {
   const RowProgram& program = ctx.tape().row_program(ctx.attrs().i("program"));
-  if (auto code = generate(ctx, program)) return std::make_unique<GeneratedStep>(ctx, program, std::move(code));
+  const RowMemory memory = memory_of(ctx, program);
+  if (auto code = RowJit::make(program, memory))
+    return std::make_unique<GeneratedStep>(ctx, program, memory, std::move(code));
   const bool wide = std::any_of(program.registers.begin(), program.registers.end(),
                                 [](const auto& r) { return r.dtype == DType::f64; });
-  if (wide) return std::make_unique<RowProgramStep<double>>(ctx, program);
-  return std::make_unique<RowProgramStep<float>>(ctx, program);
+  if (wide) return std::make_unique<RowProgramStep<double>>(ctx, program, memory);
+  return std::make_unique<RowProgramStep<float>>(ctx, program, memory);
 }
 
 // A tile reads and writes its own rows only, so an output may take the place of an input of the same layout. What is of

@@ -14,11 +14,13 @@
 #include "core/program.h"
 #include "ops/elementwise.h"
 #include "ops/estimators.h"
+#include "ops/index.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/op_ids.h"
 #include "ops/reduce.h"
 #include "ops/shape_ops.h"
+#include "tests/support/expect.h"
 
 namespace sg {
 namespace {
@@ -42,9 +44,14 @@ class RandomTape {
     for (const Shape& s : {Shape{a_, b_, c_}, Shape{a_ * b_, c_}, Shape{a_, b_, 1}, Shape{c_}, Shape{},
                            Shape{a_, b_, c_}, Shape{a_, 1, c_}}) {
       const TensorType type{dtype, s};
-      add(tape_.input("x" + std::to_string(feeds_.size()), type), true);
-      feeds_.push_back(random_tensor(rng_, type));
+      add(feed(random_tensor(rng_, type)), true);
     }
+    // Tables with rows to look up, one of them in bf16, and the numbers: some of the tables, some of all rows there are.
+    const std::int64_t k = 1 + pick(40);
+    for (const DType t : {dtype, dtype, dtype == DType::f32 ? DType::bf16 : dtype})
+      tables_.push_back(feed(random_tensor(rng_, {t, {k, c_}})));
+    for (const Shape& s : {Shape{a_, b_}, Shape{a_ * b_}, Shape{a_, b_}}) numbers_.push_back(feed(below(k, s)));
+    numbers_of_rows_ = feed(below(a_ * b_, Shape{a_ * b_}));
     const int ops = 4 + pick(30);
     for (int i = 0; i < ops; ++i) grow();
     for (const auto& v : values_)
@@ -53,19 +60,25 @@ class RandomTape {
     if (fetches_.empty()) fetches_.push_back(values_.back().value);
   }
 
-  std::vector<Tensor> run(CompileOptions options, std::size_t* regions = nullptr, std::size_t* cut = nullptr) {
+  struct Seen {
+    std::size_t regions = 0, cut = 0, looked_up = 0, gathers = 0;
+  };
+  std::vector<Tensor> run(CompileOptions options, Seen* seen = nullptr) {
     Program p = compile(tape_, fetches_, backend("cpu"), options);
     for (std::size_t i = 0; i < feeds_.size(); ++i) p.feed("x" + std::to_string(i), feeds_[i]);
     p.fill_arena(std::byte{0xFF});
     p.run();
     p.fill_arena(std::byte{0x7F});
     p.run();
-    if (regions != nullptr)
-      for (const Instr& i : p.compiled_tape().instrs())
-        if (i.op == OpId::row_program) {
-          ++*regions;
-          *cut += p.compiled_tape().row_program(i.attrs.i("program")).segments > 1;
-        }
+    if (seen != nullptr)
+      for (const Instr& i : p.compiled_tape().instrs()) {
+        seen->gathers += i.op == OpId::gather_rows;
+        if (i.op != OpId::row_program) continue;
+        const RowProgram& program = p.compiled_tape().row_program(i.attrs.i("program"));
+        ++seen->regions;
+        seen->cut += program.segments > 1;
+        for (const RowProgram::Op& op : program.code) seen->looked_up += op.kind == RowProgram::Kind::gather;
+      }
     std::vector<Tensor> out;
     for (const Value& v : fetches_) out.push_back(p.fetch(v));
     return out;
@@ -80,12 +93,22 @@ class RandomTape {
 
   int pick(std::int64_t n) { return static_cast<int>(rng_() % static_cast<std::uint32_t>(n)); }
   void add(Value v, bool exact) { values_.push_back({v, exact}); }
+  Value feed(Tensor data) {
+    feeds_.push_back(std::move(data));
+    return tape_.input("x" + std::to_string(feeds_.size() - 1), feeds_.back().type());
+  }
+  // Numbers of which the first and the last there is are some.
+  Tensor below(std::int64_t n, const Shape& shape) {
+    Tensor t({DType::i32, shape});
+    for (std::int64_t i = 0; i < t.elements(); ++i) t.set(i, pick(3) == 0 ? pick(2) * static_cast<double>(n - 1) : pick(n));
+    return t;
+  }
   const Entry& any() { return values_[static_cast<std::size_t>(pick(static_cast<std::int64_t>(values_.size())))]; }
 
   void grow() {
     const Entry x = any();
     const int rank = x.value.shape().rank();
-    switch (pick(17)) {
+    switch (pick(20)) {
       case 0:
         add(tanh(x.value), x.exact);
         return;
@@ -168,6 +191,16 @@ class RandomTape {
         if (x.value.shape() == Shape{a_, c_}) add(reshape(x.value, Shape{a_, 1, c_}), x.exact);
         if (x.value.shape() == Shape{a_, 1, c_}) add(tanh(x.value * 0.5), x.exact);
         return;
+      case 16:
+      case 17: {
+        const Value table = tables_[static_cast<std::size_t>(pick(3))];
+        const Value rows = gather_rows(table, numbers_[static_cast<std::size_t>(pick(3))]);
+        add(table.dtype() == dtype_ ? rows : cast(rows, dtype_), true);
+        return;
+      }
+      case 18:
+        if (x.value.shape() == Shape{a_ * b_, c_}) add(gather_rows(x.value, numbers_of_rows_), x.exact);
+        return;
       default:
         if (rank == 3)
           add(transpose(transpose(x.value, {0, 2, 1}), {0, 2, 1}), x.exact);  // leaves the space and comes back
@@ -182,6 +215,8 @@ class RandomTape {
   std::vector<Entry> values_;
   std::vector<Value> fetches_;
   std::vector<Tensor> feeds_;
+  std::vector<Value> tables_, numbers_;
+  Value numbers_of_rows_;
 };
 
 double worst_difference(const Tensor& a, const Tensor& b) {
@@ -210,20 +245,22 @@ void on_each_executor(F f) {
 
 TEST(RowPrograms, RandomTapesAgreeWithUnfused) {
   on_each_executor([](const std::string& executor) {
-    std::size_t regions = 0, cut = 0;
+    RandomTape::Seen seen;
     for (std::uint32_t seed = 1; seed <= 1500; ++seed) {
       const DType dtype = seed % 4 == 0 ? DType::f64 : DType::f32;
       RandomTape tape(seed, dtype);
       CompileOptions plain;
       plain.fuse = false;
-      const auto fused = tape.run({}, &regions, &cut), unfused = tape.run(plain);
+      const auto fused = tape.run({}, &seen), unfused = tape.run(plain);
       for (std::size_t k = 0; k < fused.size(); ++k)
         ASSERT_LE(worst_difference(unfused[k], fused[k]), dtype == DType::f32 ? 2e-5 : 1e-12)
             << executor << ", seed " << seed << ", fetch " << k << "\n"
             << tape.text();
     }
-    EXPECT_GT(regions, 1500u) << executor;  // the comparison is of something
-    EXPECT_GT(cut, 250u) << executor;
+    EXPECT_GT(seen.regions, 1500u) << executor;  // the comparison is of something
+    EXPECT_GT(seen.cut, 200u) << executor;
+    EXPECT_GT(seen.looked_up, 400u) << executor;
+    EXPECT_GT(seen.gathers, 500u) << executor;
   });
 }
 
@@ -430,6 +467,105 @@ TEST(RowPrograms, ASumOverASegmentDoesNotOverwriteAnOperand) {
   }
   p.run(), plain.run();
   EXPECT_LE(worst_difference(plain.fetch(z), p.fetch(z)), 1e-5);
+}
+
+// The rows of an embedding are read where they lie, by both passes over them, and not written.
+TEST(RowPrograms, RowsOfATableAreLookedUpByThoseWhoReadThem) {
+  Tape t;
+  const Value table = t.input("table", {DType::f32, {50, 24}}), i = t.input("i", {DType::i32, {6, 40}}),
+              x = t.input("x", {DType::f32, {6, 40, 24}});
+  const Value rows = gather_rows(table, i), y = layer_norm(rows + x, t.constant(1.5, {DType::f32, {24}}),
+                                                           t.constant(0.5, {DType::f32, {24}}), 1e-5);
+  const Value z = y / (1.0 + sum(square(y), {0, 1})) * rows;
+  std::mt19937 rng(4);
+  const Tensor data = random_tensor(rng, table.type()), others = random_tensor(rng, x.type());
+  Tensor numbers(i.type());
+  for (std::int64_t k = 0; k < 240; ++k) numbers.set(k, static_cast<double>(k * 7 % 50));
+  const auto run = [&](Program p) {
+    p.feed(table, data), p.feed(i, numbers), p.feed(x, others);
+    p.run();
+    return std::make_pair(p.fetch(z), p.explain());
+  };
+  const Tensor want = run(compile(t, {z}, backend("reference"))).first;
+  on_each_executor([&](const std::string& executor) {
+    const auto [got, text] = run(compile(t, {z}, backend("cpu")));
+    EXPECT_EQ(text.find("gather_rows"), std::string::npos) << executor << "\n" << text;
+    EXPECT_NE(text.find("= r0[r1]"), std::string::npos) << executor << "\n" << text;
+    EXPECT_NE(text.find(executor == "interpreted" ? "tiles of" : executor + " code"), std::string::npos) << text;
+    EXPECT_LE(worst_difference(want, got), 1e-5) << executor;
+  });
+  // Who asks for them gets them from memory, and so does everybody else.
+  const Program asked = compile(t, {z, rows}, backend("cpu"));
+  EXPECT_NE(asked.explain().find("gather_rows"), std::string::npos);
+  EXPECT_EQ(asked.explain().find("= r0[r1]"), std::string::npos) << asked.explain();
+}
+
+// One number out of range: the error that the step of its own makes, at the same line, before anything is written.
+TEST(RowPrograms, ANumberOutOfRangeIsTheSameErrorInARegion) {
+  Variable weights("weights", Tensor::full({DType::f32, {30, 16}}, 1));
+  Tape t;
+  const Value table = t.input("table", {DType::f32, {7, 16}}), i = t.input("i", {DType::i32, {30}});
+  const Value rows = gather_rows(table, i);
+  t.assign(weights, t.read(weights) * 0.5 + tanh(rows));
+  CompileOptions plain;
+  plain.fuse = false;
+  on_each_executor([&](const std::string& executor) {
+    Program fused = compile(t, {}, backend("cpu")), unfused = compile(t, {}, backend("cpu"), plain);
+    EXPECT_NE(fused.explain().find("[r"), std::string::npos) << executor << fused.explain();
+    for (const std::int32_t wrong : {7, -1}) {
+      Tensor numbers(i.type());
+      numbers.set(29, wrong);
+      std::vector<Error> errors;
+      for (Program* p : {&fused, &unfused}) {
+        p->feed(table, Tensor(table.type())), p->feed(i, numbers);
+        const auto error = test::error_of([&] { p->run(); });
+        ASSERT_TRUE(error) << executor;
+        errors.push_back(*error);
+      }
+      EXPECT_EQ(errors[0].kind(), ErrorKind::attribute);
+      EXPECT_STREQ(errors[0].what(), errors[1].what()) << executor;
+      EXPECT_EQ(errors[0].loc().line(), errors[1].loc().line());
+      EXPECT_EQ(weights.value().at(0), 1) << executor;
+    }
+  });
+}
+
+// What an early step assigns is not written to its place as long as a later region may find a number out of range.
+TEST(RowPrograms, ALookUpThatFailsLeavesVariablesAsTheyWere) {
+  Variable early("early", Tensor::full({DType::f32, {40, 16}}, 1));
+  Tape t;
+  const Value table = t.input("table", {DType::f32, {7, 16}}), i = t.input("i", {DType::i32, {30}});
+  t.assign(early, tanh(t.read(early)) * 0.5 + 0.25);
+  const Value y = sum(square(gather_rows(table, i) - 1.0), {-1});
+  Program p = compile(t, {y}, backend("cpu"));
+  Tensor numbers(i.type());
+  numbers.set(3, 7);
+  p.feed(table, Tensor(table.type())), p.feed(i, numbers);
+  SG_EXPECT_ERROR(attribute, "gather_rows: index 7 at position 3 is outside [0, 7)", p.run());
+  for (std::int64_t k = 0; k < 640; ++k) ASSERT_EQ(early.value().at(k), 1);
+}
+
+// The new rows of a table are not written over the old ones while others still look them up.
+TEST(RowPrograms, ATableIsNotWrittenOver) {
+  constexpr std::int64_t n = 500;
+  Tape t;
+  const Value x = t.input("x", {DType::f32, {n, 32}}), i = t.input("i", {DType::i32, {n}});
+  const Value table = tanh(x) * 2.0;  // dies in the region below, and is as large as its result
+  const Value y = gather_rows(table, i) * 0.5 + square(table);
+  std::mt19937 rng(9);
+  const Tensor data = random_tensor(rng, x.type());
+  Tensor numbers(i.type());
+  for (std::int64_t k = 0; k < n; ++k) numbers.set(k, static_cast<double>(k * 499 % n));
+  const auto run = [&](const std::string& name) {
+    Program p = compile(t, {y}, backend(name));
+    p.feed(x, data), p.feed(i, numbers);
+    p.run();
+    EXPECT_EQ(p.explain().find("[r") != std::string::npos, name == "cpu") << p.explain();
+    return p.fetch(y);
+  };
+  const Tensor want = run("reference");
+  on_each_executor(
+      [&](const std::string& executor) { EXPECT_LE(worst_difference(want, run("cpu")), 1e-5) << executor; });
 }
 
 TEST(RowPrograms, AReductionOverAllRowsIsNotUsedInItsOwnPass) {
