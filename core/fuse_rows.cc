@@ -310,15 +310,9 @@ class Fuser {
   // Whether all that read the rows of gather i are regions of its rows and columns: then each looks them up itself. They
   // read as many bytes, and nobody writes any. Somebody else would need the rows in memory.
   bool all_can_look_up(int i) const {
-    const std::int32_t table = at(i).inputs[0];
     const Space space = space_of(type(at(i).outputs[0]).shape);
     // Of one row or one column a region makes a long row, which is cut anywhere.
     if (space.rows <= 1 || space.columns <= 1) return false;
-    // A table that is made in the step lives as long as its readers need it.
-    const Role made_by = op_def(at(tape_.producer(table)).op).role;
-    if (made_by != Role::read && made_by != Role::input && made_by != Role::constant &&
-        type(table).bytes() > type(at(i).outputs[0]).bytes())
-      return false;
     std::vector<std::int32_t> names{at(i).outputs[0]};  // the rows under all their shapes
     bool any = false;
     for (std::size_t k = 0; k < names.size(); ++k) {

@@ -101,6 +101,7 @@ class CpuBackend final : public Backend {
     if (cpu::has_generator()) chain.then(decompose_where(tape, better_composed, name()));
     chain.then(keep_gradient_sums(chain.tape(), chain.keep()));
     chain.then(fuse_conv_bias(chain.tape(), chain.keep()));
+    if (cpu::has_generator()) chain.then(look_up_repeated_rows(chain.tape(), has_row_kernel));
     return chain.finish();
   }
 
