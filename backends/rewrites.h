@@ -34,9 +34,4 @@ Rewritten fuse_conv_bias(const Tape& tape, std::span<const std::int32_t> keep);
 // must not depend on what else its program does with them.
 Rewritten keep_gradient_sums(const Tape& tape, std::span<const std::int32_t> keep);
 
-// Operands of elementwise instructions that `fusible` admits whose rows repeat, (T,D) beside (N,T,D): the embeddings of
-// positions, a mask of scores. Each becomes a gather of its T rows by constant numbers, which the region that the
-// instruction is put into then does itself (core/row_program.h).
-Rewritten look_up_repeated_rows(const Tape& tape, const SupportedFn& fusible);
-
 }  // namespace sg
