@@ -307,8 +307,8 @@ class Fuser {
     return inside && full == 1;
   }
 
-  // Whether all that read the rows of gather i are regions of its rows and columns: then each looks them up itself. They
-  // read as many bytes, and nobody writes any. Somebody else would need the rows in memory.
+  // Whether all that read the rows of gather i are regions of its rows and columns: then each looks them up itself.
+  // They read as many bytes, and nobody writes any. Somebody else would need the rows in memory.
   bool all_can_look_up(int i) const {
     const Space space = space_of(type(at(i).outputs[0]).shape);
     // Of one row or one column a region makes a long row, which is cut anywhere.
@@ -341,7 +341,7 @@ class Fuser {
   std::span<const Instr> instrs_;
   std::vector<int> group_;
   std::vector<char> fusible_;
-  std::vector<char> looked_up_;  // per instruction: a gather that its readers do
+  std::vector<char> looked_up_;            // per instruction: a gather that its readers do
   std::vector<std::vector<int>> members_;  // per group, sorted
   std::vector<Space> space_;               // per group; rows 0 where it is not a region
   std::vector<std::int64_t> segments_;     // per group: the cut of its rows, 1 where there is none

@@ -4,8 +4,8 @@
 // values are full (one number per element), per row, per column, or a single number; reductions along a row stay inside,
 // reductions over all rows leave the region as outputs. The rows may be cut into `segments` equal runs, the samples of a
 // batch: a value of a segment is one number per run and column, read by all rows of its run, or the sum over them, which
-// leaves the region too. A full value may be rows of a table, looked up where they are read. fuse_rows() finds regions, a
-// backend executes them.
+// leaves the region too. What is read may also be rows of a table, looked up by their numbers. fuse_rows() finds regions,
+// a backend executes them.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -18,7 +18,8 @@
 namespace sg {
 
 struct RowProgram {
-  enum class Layout : std::uint8_t { full, row, column, scalar, segment, table };  // table: any number of rows; an input
+  // table: any number of rows; an input.
+  enum class Layout : std::uint8_t { full, row, column, scalar, segment, table };
   enum class Kind : std::uint8_t {
     elementwise,
     expand,          // in[0], of any layout, repeated to full
@@ -26,7 +27,7 @@ struct RowProgram {
     reduce_columns,  // full -> column, over all rows; an output
     reduce_all,      // full or row -> scalar, over everything; an output
     reduce_segments, // full -> segment, over the rows of each; an output
-    gather           // table, row of i32 -> full: row r is row in[1][r] of the table, which has attrs {"rows"}
+    gather           // table, row of i32 -> full: row r is the table's row number in[1][r], of attrs {"rows"}
   };
   struct Register { Layout layout; DType dtype; };
   struct Op { Kind kind; OpId op; Attrs attrs; std::vector<int> in; int out; Loc loc{}; };  // loc: of a gather
@@ -54,17 +55,18 @@ struct RowProgram {
   std::string formula() const;       // "r3 = mul r0 r1; r4 = r2[r5]; ..." for explain()
 };
 
-// Whether an operand of a region is a table or comes in under another layout, too, by its own name or as a reshape of the
-// same memory: then rows other than its own are read, and nothing may be written over it while the region runs.
+// Whether an operand of a region is a table, or comes in under another layout, too, by its own name or as a reshape of
+// the same memory: then rows other than its own are read, and nothing may be written over it while the region runs.
 bool is_read_across_rows(const Tape& tape, const Instr& region, int input);
 
 // Puts the instructions that `fusible` admits (a backend's row operations) into regions. Each region becomes one
 // instruction of the op with Role::region, {"program": pool index}. Instructions may move, never past a dependency. A
-// gather that all its readers do themselves is left in place without users.
+// gather that is admitted and read by regions of its rows and columns alone is done by each of them: nothing uses its
+// own instruction any more.
 Rewritten fuse_rows(const Tape& tape, std::span<const std::int32_t> keep, const SupportedFn& fusible);
 
-// Whether the op gathers: rows of its first input, a table (K,D), by the numbers that its second holds. One out of range
-// is Error{attribute} at the instruction's line, before anything is written, in a region as well.
+// Whether the op gathers: rows of its first input, a table (K,D), by the numbers that its second holds. A number that is
+// out of range is Error{attribute} at the instruction's line, in a region too, before it writes anything.
 bool is_gather(const Instr& instr);
 
 // Whether a region would cut its rows into segments for the instruction's sake. A backend whose executor has no segments

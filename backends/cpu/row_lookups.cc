@@ -43,7 +43,8 @@ bool worth_it(const Tape& tape, std::int32_t rows) {
   return columns_of(tape.type(rows).shape) % kWholeVectors == 0 || are_folded(tape, rows);
 }
 
-// How many rows an operand of shape t has where those of s are its own, again and again; 0 where it is laid out otherwise.
+// How many rows an operand of shape t has where those of s are its own, again and again; 0 where it is laid out
+// otherwise.
 std::int64_t period_under(const Shape& t, const Shape& s) {
   int first = 0;
   while (first < t.rank() && t[first] == 1) ++first;

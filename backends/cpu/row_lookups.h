@@ -1,5 +1,5 @@
-// Which rows a row program looks up where they lie (core/row_program.h), instead of a step that writes them: gathers, and
-// operands whose rows repeat.
+// Which rows a row program looks up where they lie (core/row_program.h), instead of a step that writes them: gathers,
+// and operands whose rows repeat.
 #pragma once
 #include "core/rewrite.h"
 

@@ -427,8 +427,8 @@ class Interpreter {
     const Index cols = p_.columns;
     for (Index r = 0; r < t.rows; ++r, y += cols)
       if (is_bf16(e.in[0]))
-        simd_table().widen(reinterpret_cast<const std::uint16_t*>(table) + index[r] * cols,
-                           reinterpret_cast<float*>(y), cols);
+        simd_table().widen(reinterpret_cast<const std::uint16_t*>(table) + index[r] * cols, reinterpret_cast<float*>(y),
+                           cols);
       else
         std::memcpy(y, reinterpret_cast<const T*>(table) + index[r] * cols, ix(cols) * sizeof(T));
   }
