@@ -1,6 +1,7 @@
 // compile(): passes, storage assignment, memory plan, lowering.
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <numeric>
 
 #include "core/program_impl.h"
@@ -81,15 +82,42 @@ std::size_t storage_bytes(const Backend& b, const TensorType& t) {
 bool is_leaf(Role r) { return r == Role::input || r == Role::constant || r == Role::read; }
 bool is_alias(Role r) { return r == Role::alias || r == Role::after || r == Role::stop_gradient; }
 
-// The first instruction after which none can fail while it runs: those that look things up by an index can.
+// Whether all numbers of a constant are rows of a table that has as many.
+bool are_rows(const Tape& tape, std::int32_t value, std::int64_t rows) {
+  const Instr& maker = tape.instrs()[ix(tape.producer(value))];
+  if (op_def(maker.op).role != Role::constant || !maker.attrs.has("tensor")) return false;
+  const Tensor& t = tape.constant_tensor(maker.attrs.i("tensor"));
+  for (std::int64_t i = 0; i < t.elements(); ++i)
+    if (t.at(i) < 0 || t.at(i) >= static_cast<double>(rows)) return false;
+  return true;
+}
+
+// Gathers of an instruction, or of a region: the numbers, and how many rows there are to choose from.
+std::vector<std::pair<std::int32_t, std::int64_t>> gathers_of(const Tape& tape, const Instr& instr) {
+  if (is_gather(instr)) return {{instr.inputs[1], tape.type(instr.inputs[0]).shape[0]}};
+  std::vector<std::pair<std::int32_t, std::int64_t>> found;
+  if (op_def(instr.op).role == Role::region)
+    for (const RowProgram::Op& op : tape.row_program(instr.attrs.i("program")).code)
+      if (op.kind == RowProgram::Kind::gather) found.emplace_back(instr.inputs[ix(op.in[1])], op.attrs.i("rows"));
+  return found;
+}
+
+// The first instruction after which none can fail while it runs: those that look things up by an index can, but for
+// rows by numbers that an earlier one has looked up among as few.
 std::int32_t first_safe(const Tape& tape) {
   std::int32_t first = 0;
+  std::map<std::int32_t, std::int64_t> known;  // numbers that are below this
   for (std::int32_t i = 0; i < static_cast<std::int32_t>(tape.instrs().size()); ++i) {
     const Instr& instr = tape.instrs()[ix(i)];
     const OpDef& def = op_def(instr.op);
     const bool takes_indices =
         std::any_of(instr.inputs.begin(), instr.inputs.end(), [&](auto v) { return tape.type(v).dtype == DType::i32; });
     if (takes_indices && def.role == Role::plain && !def.elementwise && !def.moves) first = i + 1;
+    for (const auto& [numbers, rows] : gathers_of(tape, instr)) {
+      if (are_rows(tape, numbers, rows)) continue;
+      const auto [it, fresh] = known.try_emplace(numbers, rows);
+      if (fresh || rows < it->second) first = i + 1, it->second = rows;
+    }
   }
   return first;
 }

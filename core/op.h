@@ -50,7 +50,7 @@ struct OpDef {
   bool elementwise = false;            // output[i] depends on input[i] only, after NumPy broadcasting
   bool reduction = false;              // reduces {axes, keep}
   bool accumulates = false;            // a reduction that is a sum
-  bool moves = false;                  // output 0 holds only elements of input 0, arranged or repeated in another way
+  bool moves = false;                  // output 0 holds only elements of input 0, arranged or repeated in another way; of arity 2: its rows by the numbers in input 1
   Role role = Role::plain;
   InferFn infer = nullptr;             // output types; throws Error{shape|dtype|attribute} with the op's part of the message
   VjpFn vjp = nullptr;                 // null: not smooth, or differentiated through `decompose`

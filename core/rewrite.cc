@@ -140,7 +140,7 @@ Rewritten simplify(const Tape& tape) {
     std::vector<Value> inputs = r.mapped_inputs(instr);
     r.at(index);
     // A uniform constant stays one when it is moved about, and needs no extents where another operand has them.
-    if (const auto u = def.moves ? uniform_value(r.out(), inputs[0].id) : std::nullopt) {
+    if (const auto u = def.moves && def.arity == 1 ? uniform_value(r.out(), inputs[0].id) : std::nullopt) {
       r.replace(instr.outputs[0], constant(*u, tape.type(instr.outputs[0])));
       continue;
     }

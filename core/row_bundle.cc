@@ -35,6 +35,11 @@ bool sums_over_rows(const RowProgram& p) {
   return std::any_of(p.code.begin(), p.code.end(), [](const auto& op) { return RowProgram::over_rows(op.kind); });
 }
 
+// Such a region can fail when it begins: it stays a step of its own.
+bool gathers(const RowProgram& p) {
+  return std::any_of(p.code.begin(), p.code.end(), [](const auto& op) { return op.kind == RowProgram::Kind::gather; });
+}
+
 // The program with its rows cut into so many segments.
 RowProgram in_parts(const RowProgram& p, std::int64_t parts) {
   RowProgram cut = p;
@@ -111,7 +116,7 @@ class Bundler {
   // Adds region i to the chain where it can be run part by part with it.
   bool joins(Bundle& chain, std::int32_t i) const {
     const RowProgram& p = program(i);
-    if (p.rows == 1 || (p.segments == 1 && sums_over_rows(p))) return false;
+    if (p.rows == 1 || gathers(p) || (p.segments == 1 && sums_over_rows(p))) return false;
     const std::int64_t parts = std::max(chain.parts, p.segments);
     if (parts > 1 && p.segments > 1 && p.segments != parts) return false;
     if (p.rows % parts != 0) return false;
@@ -164,7 +169,7 @@ class Bundler {
   void find_updates() {
     Bundle updates;
     for (std::int32_t i = 0; i < static_cast<std::int32_t>(instrs_.size()); ++i) {
-      if (role(i) != Role::region || bundle_of_[ix(i)] >= 0 || !is_update(i)) continue;
+      if (role(i) != Role::region || bundle_of_[ix(i)] >= 0 || gathers(program(i)) || !is_update(i)) continue;
       if (updates.members.empty() || !available(i, updates.at)) {
         close_updates(updates);
         updates.at = i;

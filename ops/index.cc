@@ -87,7 +87,7 @@ std::vector<Value> decompose_nearest_code(Tape&, std::span<const Value> in, cons
 
 namespace defs {
 
-OpDef gather_rows() { return {.name = "gather_rows", .arity = 2, .infer = infer_gather_rows, .vjp = vjp_gather_rows}; }
+OpDef gather_rows() { return {.name = "gather_rows", .arity = 2, .moves = true, .infer = infer_gather_rows, .vjp = vjp_gather_rows}; }
 OpDef scatter_add_rows() {
   return {.name = "scatter_add_rows", .arity = 2, .infer = infer_scatter_add_rows, .vjp = vjp_scatter_add_rows};
 }

@@ -38,7 +38,7 @@ std::int64_t values_of(const Tape& tape, std::int32_t input) {
   for (const Instr& instr : tape.instrs())
     for (std::size_t i = 0; i < instr.inputs.size(); ++i) {
       if (!same[static_cast<std::size_t>(instr.inputs[i])]) continue;
-      if (op_def(instr.op).moves || op_def(instr.op).role == Role::alias) {
+      if ((op_def(instr.op).moves && instr.inputs.size() == 1) || op_def(instr.op).role == Role::alias) {
         same[static_cast<std::size_t>(instr.outputs[0])] = true;
         continue;
       }

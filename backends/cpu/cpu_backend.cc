@@ -18,6 +18,7 @@
 #include "backends/cpu/onednn_compat.h"
 #include "backends/cpu/onednn_ops.h"
 #include "backends/cpu/row_jit.h"
+#include "backends/cpu/row_lookups.h"
 #include "backends/cpu/tune.h"
 #include "backends/rewrites.h"
 #include "ops/op_ids.h"
@@ -85,12 +86,15 @@ class CpuBackend final : public Backend {
     return !onednn_lowering(instr.op) && kernel_in_place(tape, instr, i, output);
   }
   bool bundles_rows() const override { return true; }
-  bool row_op(const Tape& tape, const Instr& instr) const override { return has_row_kernel(tape, instr); }
+  bool row_op(const Tape& tape, const Instr& instr) const override {
+    return has_row_kernel(tape, instr) && (!is_gather(instr) || cpu::worth_looking_up(tape, instr));
+  }
   Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override {
     RewriteChain chain(tape, keep);
     if (cpu::has_generator()) chain.then(decompose_where(tape, better_composed, name()));
     chain.then(keep_gradient_sums(chain.tape(), chain.keep()));
     chain.then(fuse_conv_bias(chain.tape(), chain.keep()));
+    if (cpu::has_generator()) chain.then(cpu::look_up_repeated_rows(chain.tape()));
     return chain.finish();
   }
 

@@ -102,7 +102,7 @@ const Entry* find(OpId op) {
   return nullptr;
 }
 
-// Sums, norms, tables and searches are done in f32: what they lose in bf16 is what training needs.
+// Sums, norms, scatters and searches are done in f32: what they lose in bf16 is what training needs.
 bool takes_bf16(OpId op) {
   switch (op) {
     case OpId::transpose:
@@ -112,6 +112,7 @@ bool takes_bf16(OpId op) {
     case OpId::pad:
     case OpId::upsample:
     case OpId::avg_pool:
+    case OpId::gather_rows:
       return true;
     default: {
       const auto kind = cpu::row_kernel(op).kind;
@@ -133,6 +134,7 @@ cpu::RowKernel cpu::row_kernel(OpId op) {
 }
 
 bool has_row_kernel(const Tape& tape, const Instr& instr) {
+  if (is_gather(instr)) return true;
   const cpu::RowKernel kernel = cpu::row_kernel(instr.op);
   if (kernel.kind == cpu::RowKernel::none) return false;
   // One real type to compute in per region keeps the executor a template over it (bf16 is computed in f32); i32 holds

@@ -23,6 +23,17 @@ void IndexCheck::operator()(const std::int32_t* indices, Index n) const {
               fmt::format("{}: index {} at position {} is outside [0, {})", op_, indices[i], i, bound), loc_);
 }
 
+GatherChecks::GatherChecks(const RowProgram& program, std::span<std::byte* const> base) : rows_(program.rows) {
+  for (const RowProgram::Op& op : program.code)
+    if (op.kind == RowProgram::Kind::gather)
+      gathers_.push_back({IndexCheck(op_def(op.op).name, op.attrs.i("rows"), op.loc),
+                          reinterpret_cast<const std::int32_t*>(base[static_cast<std::size_t>(op.in[1])])});
+}
+
+void GatherChecks::operator()() const {
+  for (const Gather& g : gathers_) g.check(g.indices, rows_);
+}
+
 // table (K,D), indices S -> S + [D]
 StepPtr lower_gather_rows(LowerCtx& ctx, int) {
   const Shape& table = ctx.in_type(0).shape;

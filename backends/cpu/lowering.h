@@ -4,10 +4,13 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "backends/cpu/simd_table.h"
 #include "core/backend.h"
+#include "core/row_program.h"
 
 namespace sg::cpu {
 
@@ -159,12 +162,29 @@ inline RowShape rows_of(const Shape& s) {
 class IndexCheck {
  public:
   IndexCheck(const LowerCtx& ctx, Index bound);
+  IndexCheck(std::string_view op, Index bound, Loc loc) : op_(op), bound_(bound), loc_(loc) {}
   void operator()(const std::int32_t* indices, Index n) const;
 
  private:
   std::string_view op_;
   Index bound_;
   Loc loc_;
+};
+
+// The same for all rows that a row program looks up, to be called before anything of it runs. base: by register number,
+// where the program's inputs are.
+class GatherChecks {
+ public:
+  GatherChecks(const RowProgram& program, std::span<std::byte* const> base);
+  void operator()() const;
+
+ private:
+  struct Gather {
+    IndexCheck check;
+    const std::int32_t* indices;
+  };
+  std::vector<Gather> gathers_;
+  Index rows_;
 };
 
 }  // namespace sg::cpu

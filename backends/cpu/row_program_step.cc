@@ -254,7 +254,7 @@ class Interpreter final : public ChunkedRunner<Interpreter<T>, T> {
       scratch_bytes_ += align64(ix(s.layout == Layout::full ? full : tile_rows_) * s.element);
     }
     for (int i = 0; i < p_.inputs; ++i) {
-      if (!is_bf16(i)) continue;
+      if (!is_bf16(i) || places_[ix(i)].layout == Layout::table) continue;
       Place& place = places_[ix(i)];
       widened_.push_back({i, reinterpret_cast<const std::uint16_t*>(place.base)});
       place.where = Place::Where::scratch;
@@ -339,6 +339,7 @@ class Interpreter final : public ChunkedRunner<Interpreter<T>, T> {
       case Layout::segment:
         return {t.segment * p_.columns, p_.columns};
       case Layout::scalar:
+      case Layout::table:
         break;
     }
     return {0, 1};
@@ -366,6 +367,9 @@ class Interpreter final : public ChunkedRunner<Interpreter<T>, T> {
           expand<T>(e, t, scratch);
         else
           expand<std::int32_t>(e, t, scratch);
+        return;
+      case Kind::gather:
+        gather(e, t, scratch);
         return;
       case Kind::elementwise:
         break;
@@ -434,7 +438,22 @@ class Interpreter final : public ChunkedRunner<Interpreter<T>, T> {
         case Layout::scalar:
           std::fill(y, y + cols, *x);
           break;
+        case Layout::table:
+          break;
       }
+  }
+
+  void gather(const Exec& e, const Tile& t, std::byte* scratch) const {
+    const std::byte* table = places_[ix(e.in[0])].base;
+    const std::int32_t* index = at<std::int32_t>(e.in[1], t, scratch);
+    T* y = at<T>(e.out, t, scratch);
+    const Index cols = p_.columns;
+    for (Index r = 0; r < t.rows; ++r, y += cols)
+      if (is_bf16(e.in[0]))
+        simd_table().widen(reinterpret_cast<const std::uint16_t*>(table) + index[r] * cols, reinterpret_cast<float*>(y),
+                           cols);
+      else
+        std::memcpy(y, reinterpret_cast<const T*>(table) + index[r] * cols, ix(cols) * sizeof(T));
   }
 
   void reduce_row(const Exec& e, const Tile& t, std::byte* scratch) const {
@@ -493,29 +512,35 @@ class Generated final : public ChunkedRunner<Generated, float> {
   std::unique_ptr<RowJit> code_;
 };
 
-std::unique_ptr<RowJit> generate(LowerCtx& ctx, const RowProgram& program, const RowHints& hints) {
+RowMemory memory_of(LowerCtx& ctx, const RowProgram& program, const RowHints& hints = {}) {
   RowMemory memory{std::vector<std::byte*>(program.registers.size(), nullptr), hints};
   for (int i = 0; i < program.inputs; ++i)
     memory.base[ix(i)] = static_cast<std::byte*>(ctx.data(ctx.instr().inputs[ix(i)]));
   for (std::size_t k = 0; k < program.outputs.size(); ++k)
     memory.base[ix(program.outputs[k])] = static_cast<std::byte*>(ctx.data(ctx.instr().outputs[k]));
-  return RowJit::make(program, memory);
+  return memory;
 }
 
 class RowProgramStep final : public Step {
  public:
-  explicit RowProgramStep(std::unique_ptr<RowRunner> runner) : runner_(std::move(runner)) {}
-  void run() override { runner_->run(); }
+  RowProgramStep(GatherChecks checks, std::unique_ptr<RowRunner> runner)
+      : checks_(std::move(checks)), runner_(std::move(runner)) {}
+  void run() override {
+    checks_();
+    runner_->run();
+  }
   std::string detail() const override { return runner_->detail(); }
 
  private:
+  GatherChecks checks_;
   std::unique_ptr<RowRunner> runner_;
 };
 
 }  // namespace
 
 std::unique_ptr<RowRunner> make_row_runner(LowerCtx& ctx, const RowProgram& program, const RowHints& hints) {
-  if (auto code = generate(ctx, program, hints)) return std::make_unique<Generated>(ctx, program, std::move(code));
+  if (auto code = RowJit::make(program, memory_of(ctx, program, hints)))
+    return std::make_unique<Generated>(ctx, program, std::move(code));
   const bool wide = std::any_of(program.registers.begin(), program.registers.end(),
                                 [](const auto& r) { return r.dtype == DType::f64; });
   if (wide) return std::make_unique<Interpreter<double>>(ctx, program);
@@ -523,7 +548,9 @@ std::unique_ptr<RowRunner> make_row_runner(LowerCtx& ctx, const RowProgram& prog
 }
 
 StepPtr lower_row_program(LowerCtx& ctx, int) {
-  return std::make_unique<RowProgramStep>(make_row_runner(ctx, ctx.tape().row_program(ctx.attrs().i("program")), {}));
+  const RowProgram& program = ctx.tape().row_program(ctx.attrs().i("program"));
+  return std::make_unique<RowProgramStep>(GatherChecks(program, memory_of(ctx, program).base),
+                                          make_row_runner(ctx, program, {}));
 }
 
 // A tile reads and writes its own rows only, so an output may take the place of an input of the same layout. What is of

@@ -23,6 +23,7 @@ LowerFn lowering(OpId op) {
     case OpId::read:
     case OpId::assign:
     case OpId::row_program:
+    case OpId::row_bundle:
     case OpId::reshape:
     case OpId::after:
     case OpId::stop_gradient:

@@ -55,6 +55,22 @@ void add_composition_cases(CaseList& list) {
       });
   list.add("attention", "small", {normal_reals({2, 5, 4}), normal_reals({2, 5, 4}), normal_reals({2, 5, 3})},
            [](Tape&, In v) { return matmul(softmax(0.5 * matmul(v[0], v[1], false, true)), v[2]); });
+  // Rows of one table by number, of the other again and again, and a norm of their sum.
+  const auto embedding = [](Tape&, In v) { return layer_norm(gather_rows(v[0], v[1]) + v[2], v[3], v[4], 1e-5); };
+  list.add("embedding", "small",
+           {normal_reals({4, 5}), indices({3, 6}, 4), normal_reals({6, 5}), normal_reals({5}), normal_reals({5})},
+           embedding);
+  list.add("embedding", "repeated",
+           {normal_reals({3, 16}), ints({2, 3}, {2, 0, 2, 2, 0, 0}), normal_reals({3, 16}), normal_reals({16}),
+            normal_reals({16})},
+           embedding);
+  list.add("embedding", "large",
+           {normal_reals({150, 48}), indices({12, 70}, 150), normal_reals({70, 48}), normal_reals({48}),
+            normal_reals({48})},
+           embedding)
+      .no_gradcheck();
+  list.add("masked_softmax", "small", {normal_reals({2, 3, 4, 4}), normal_reals({4, 4})},
+           [](Tape&, In v) { return softmax(0.5 * v[0] + v[1]); });
   list.add("variance", "channels", {normal_reals({3, 4, 4, 5})}, [](Tape&, In v) {
     return mean(square(v[0] - mean(v[0], {0, 1, 2}, true)), {0, 1, 2});
   });

@@ -14,20 +14,42 @@
 #include "core/program.h"
 #include "ops/elementwise.h"
 #include "ops/estimators.h"
+#include "ops/index.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/op_ids.h"
 #include "ops/reduce.h"
 #include "ops/shape_ops.h"
+#include "tests/core/row_support.h"
 
 namespace sg {
 namespace {
 
-Tensor random_tensor(std::mt19937& rng, TensorType type) {
-  Tensor t(type);
-  std::uniform_real_distribution<double> draw(-1.5, 1.5);
-  for (std::int64_t i = 0; i < t.elements(); ++i) t.set(i, draw(rng));
-  return t;
+using namespace test;
+
+// The cpu backend with row programs that look rows up wherever they can, not only where it pays.
+class LooksUpAll final : public Backend {
+ public:
+  std::string_view name() const override { return "cpu"; }
+  std::string describe() const override { return cpu_.describe(); }
+  bool supports(const Tape& tape, const Instr& instr) const override { return cpu_.supports(tape, instr); }
+  std::unique_ptr<Step> lower(LowerCtx& ctx) override { return cpu_.lower(ctx); }
+  bool in_place(const Tape& tape, const Instr& instr, int i, int output) const override {
+    return cpu_.in_place(tape, instr, i, output);
+  }
+  bool row_op(const Tape& tape, const Instr& instr) const override { return has_row_kernel(tape, instr); }
+  Rewritten fuse(const Tape& tape, std::span<const std::int32_t> keep) const override { return cpu_.fuse(tape, keep); }
+  void* allocate(std::size_t bytes) override { return cpu_.allocate(bytes); }
+  void release(void* p) override { cpu_.release(p); }
+  void upload(void* dst, const std::byte* src, TensorType type) override { cpu_.upload(dst, src, type); }
+  void download(std::byte* dst, const void* src, TensorType type) override { cpu_.download(dst, src, type); }
+
+ private:
+  Backend& cpu_ = backend("cpu");
+};
+Backend& looks_up_all() {
+  static LooksUpAll backend;
+  return backend;
 }
 
 // A random tape over one space, with what may be fetched. Values stay bounded. Values that depend on a sum over rows
@@ -40,11 +62,17 @@ class RandomTape {
     if (seed % 11 == 0) b_ = 200 + pick(600), c_ = 1 + pick(40);
     if (seed % 13 == 0) a_ = 50 + pick(90), b_ = 1 + pick(7), c_ = 1 + pick(40);
     for (const Shape& s : {Shape{a_, b_, c_}, Shape{a_ * b_, c_}, Shape{a_, b_, 1}, Shape{c_}, Shape{},
-                           Shape{a_, b_, c_}, Shape{a_, 1, c_}}) {
+                           Shape{a_, b_, c_}, Shape{a_, 1, c_}, Shape{b_, c_}}) {
       const TensorType type{dtype, s};
-      add(tape_.input("x" + std::to_string(feeds_.size()), type), true);
-      feeds_.push_back(random_tensor(rng_, type));
+      add(feed(random_tensor(rng_, type)), true);
     }
+    // Tables with rows to look up, one of them in bf16, and the numbers: some of the tables, some of all rows there
+    // are.
+    const std::int64_t k = 1 + pick(40);
+    for (const DType t : {dtype, dtype, dtype == DType::f32 ? DType::bf16 : dtype})
+      tables_.push_back(feed(random_tensor(rng_, {t, {k, c_}})));
+    for (const Shape& s : {Shape{a_, b_}, Shape{a_ * b_}, Shape{a_, b_}}) numbers_.push_back(feed(below(k, s)));
+    numbers_of_rows_ = feed(below(a_ * b_, Shape{a_ * b_}));
     const int ops = 4 + pick(30);
     for (int i = 0; i < ops; ++i) grow();
     for (const auto& v : values_)
@@ -53,19 +81,25 @@ class RandomTape {
     if (fetches_.empty()) fetches_.push_back(values_.back().value);
   }
 
-  std::vector<Tensor> run(CompileOptions options, std::size_t* regions = nullptr, std::size_t* cut = nullptr) {
-    Program p = compile(tape_, fetches_, backend("cpu"), options);
+  struct Seen {
+    std::size_t regions = 0, cut = 0, looked_up = 0, gathers = 0;
+  };
+  std::vector<Tensor> run(CompileOptions options, Seen* seen = nullptr) {
+    Program p = compile(tape_, fetches_, looks_up_all(), options);
     for (std::size_t i = 0; i < feeds_.size(); ++i) p.feed("x" + std::to_string(i), feeds_[i]);
     p.fill_arena(std::byte{0xFF});
     p.run();
     p.fill_arena(std::byte{0x7F});
     p.run();
-    if (regions != nullptr)
-      for (const Instr& i : p.compiled_tape().instrs())
-        if (i.op == OpId::row_program) {
-          ++*regions;
-          *cut += p.compiled_tape().row_program(i.attrs.i("program")).segments > 1;
-        }
+    if (seen != nullptr)
+      for (const Instr& i : p.compiled_tape().instrs()) {
+        seen->gathers += i.op == OpId::gather_rows;
+        if (i.op != OpId::row_program) continue;
+        const RowProgram& program = p.compiled_tape().row_program(i.attrs.i("program"));
+        ++seen->regions;
+        seen->cut += program.segments > 1;
+        for (const RowProgram::Op& op : program.code) seen->looked_up += op.kind == RowProgram::Kind::gather;
+      }
     std::vector<Tensor> out;
     for (const Value& v : fetches_) out.push_back(p.fetch(v));
     return out;
@@ -80,12 +114,23 @@ class RandomTape {
 
   int pick(std::int64_t n) { return static_cast<int>(rng_() % static_cast<std::uint32_t>(n)); }
   void add(Value v, bool exact) { values_.push_back({v, exact}); }
+  Value feed(Tensor data) {
+    feeds_.push_back(std::move(data));
+    return tape_.input("x" + std::to_string(feeds_.size() - 1), feeds_.back().type());
+  }
+  // Numbers of which the first and the last there is are some.
+  Tensor below(std::int64_t n, const Shape& shape) {
+    Tensor t({DType::i32, shape});
+    for (std::int64_t i = 0; i < t.elements(); ++i)
+      t.set(i, pick(3) == 0 ? pick(2) * static_cast<double>(n - 1) : pick(n));
+    return t;
+  }
   const Entry& any() { return values_[static_cast<std::size_t>(pick(static_cast<std::int64_t>(values_.size())))]; }
 
   void grow() {
     const Entry x = any();
     const int rank = x.value.shape().rank();
-    switch (pick(17)) {
+    switch (pick(20)) {
       case 0:
         add(tanh(x.value), x.exact);
         return;
@@ -168,6 +213,16 @@ class RandomTape {
         if (x.value.shape() == Shape{a_, c_}) add(reshape(x.value, Shape{a_, 1, c_}), x.exact);
         if (x.value.shape() == Shape{a_, 1, c_}) add(tanh(x.value * 0.5), x.exact);
         return;
+      case 16:
+      case 17: {
+        const Value table = tables_[static_cast<std::size_t>(pick(3))];
+        const Value rows = gather_rows(table, numbers_[static_cast<std::size_t>(pick(3))]);
+        add(table.dtype() == dtype_ ? rows : cast(rows, dtype_), true);
+        return;
+      }
+      case 18:
+        if (x.value.shape() == Shape{a_ * b_, c_}) add(gather_rows(x.value, numbers_of_rows_), x.exact);
+        return;
       default:
         if (rank == 3)
           add(transpose(transpose(x.value, {0, 2, 1}), {0, 2, 1}), x.exact);  // leaves the space and comes back
@@ -182,48 +237,28 @@ class RandomTape {
   std::vector<Entry> values_;
   std::vector<Value> fetches_;
   std::vector<Tensor> feeds_;
+  std::vector<Value> tables_, numbers_;
+  Value numbers_of_rows_;
 };
-
-double worst_difference(const Tensor& a, const Tensor& b) {
-  double worst = 0;
-  for (std::int64_t i = 0; i < a.elements(); ++i) {
-    const double d = std::abs(a.at(i) - b.at(i)) / (1 + std::abs(a.at(i)));
-    worst = d <= worst ? worst : d;  // keeps NaN
-  }
-  return worst;
-}
-
-// Runs f with each way in which row programs are executed here: interpreted, and as code for each instruction set that
-// there is.
-template <class F>
-void on_each_executor(F f) {
-  const std::string before = isa_name();
-  cpu::set_code_generation(false);
-  f("interpreted");
-  cpu::set_code_generation(true);
-  for (const std::string& isa : isa_names()) {
-    set_isa(isa);
-    if (cpu::has_generator()) f(isa);
-  }
-  set_isa(before);
-}
 
 TEST(RowPrograms, RandomTapesAgreeWithUnfused) {
   on_each_executor([](const std::string& executor) {
-    std::size_t regions = 0, cut = 0;
+    RandomTape::Seen seen;
     for (std::uint32_t seed = 1; seed <= 1500; ++seed) {
       const DType dtype = seed % 4 == 0 ? DType::f64 : DType::f32;
       RandomTape tape(seed, dtype);
       CompileOptions plain;
       plain.fuse = false;
-      const auto fused = tape.run({}, &regions, &cut), unfused = tape.run(plain);
+      const auto fused = tape.run({}, &seen), unfused = tape.run(plain);
       for (std::size_t k = 0; k < fused.size(); ++k)
         ASSERT_LE(worst_difference(unfused[k], fused[k]), dtype == DType::f32 ? 2e-5 : 1e-12)
             << executor << ", seed " << seed << ", fetch " << k << "\n"
             << tape.text();
     }
-    EXPECT_GT(regions, 1500u) << executor;  // the comparison is of something
-    EXPECT_GT(cut, 250u) << executor;
+    EXPECT_GT(seen.regions, 1500u) << executor;  // the comparison is of something
+    EXPECT_GT(seen.cut, 150u) << executor;
+    EXPECT_GT(seen.looked_up, 400u) << executor;
+    EXPECT_GT(seen.gathers, 500u) << executor;
   });
 }
 
@@ -325,19 +360,6 @@ TEST(RowPrograms, SaysItsFormula) {
   EXPECT_NE(p.explain().find("8 x 4"), std::string::npos) << p.explain();
   EXPECT_NE(p.explain().find("r3 = mul r0 r1; r4 = add r3 r2; r5 = square r4; r6 = row sum r5"), std::string::npos)
       << p.explain();
-}
-
-// How many row programs a tape has on the cpu backend, and how many steps beside them.
-std::pair<std::size_t, std::size_t> regions_of(const Program& p) {
-  std::size_t regions = 0, others = 0;
-  for (const Instr& i : p.compiled_tape().instrs()) {
-    const Role role = op_def(i.op).role;
-    if (role == Role::region)
-      ++regions;
-    else if (role != Role::input && role != Role::constant && role != Role::alias)
-      ++others;
-  }
-  return {regions, others};
 }
 
 // Feature-wise scale and shift of a sample's channels: one pass forward, and one backward for all gradients.

@@ -127,8 +127,11 @@ Source::Where Generator::source_of(int reg) const {
         return Source::scalar;
       case Layout::segment:
         return Source::segment;
+      case Layout::table:
+        return Source::nowhere;
     }
   }
+  if (plan_.is_gathered(reg)) return Source::table_row;
   if (layout == Layout::row) return Source::row_buffer;
   const int made = plan_.phase[ix(plan_.op_of[ix(reg)])];
   if (made == phase_) return Source::nowhere;
@@ -154,6 +157,11 @@ void Generator::load(const Vec& v, int reg, int at) {
         return load_bf16(v, half_memory(base, column_, bytes), false, masked(at));
       case Source::segment:
         return load_bf16(v, half_memory(base, segment_, bytes), false, masked(at));
+      case Source::table_row:
+        mov(tmp_, ptr[scratch_ + static_cast<int>(plan_.row_place[ix(reg)])]);
+        mov(half_, column_);
+        shr(half_, 1);
+        return load_bf16(v, ptr[tmp_ + half_ + static_cast<int>(bytes / 2)], false, masked(at));
       case Source::row:
         return load_bf16(v, half_memory(base, row_memory_, 0), !over_rows_, over_rows_ && masked(at));
       case Source::scalar:
@@ -172,6 +180,10 @@ void Generator::load(const Vec& v, int reg, int at) {
       return;
     case Source::segment:
       whole_or_part(memory(base, segment_, bytes));
+      return;
+    case Source::table_row:
+      mov(tmp_, ptr[scratch_ + static_cast<int>(plan_.row_place[ix(reg)])]);
+      whole_or_part(ptr[tmp_ + column_ + static_cast<int>(bytes)]);
       return;
     case Source::row:
       if (over_rows_)
@@ -353,6 +365,7 @@ void Generator::emit(const Item& item, int now) {
       vmovups(place, temp(0));
       return;
     }
+    case Kind::gather:  // is read where it is
     case Kind::expand:
     case Kind::elementwise:
       break;
@@ -399,7 +412,7 @@ void Generator::full_phase() {
   accumulator_.clear();
   for (std::size_t i = 0; i < p_.code.size(); ++i) {
     const RowProgram::Op& op = p_.code[i];
-    if (plan_.phase[i] != phase_) continue;
+    if (plan_.phase[i] != phase_ || op.kind == Kind::gather) continue;
     const bool from_full = !op.in.empty() && plan_.reg(op.in[0]).layout == Layout::full;
     if (op.kind == Kind::reduce_row || (op.kind == Kind::reduce_all && from_full))
       reductions.push_back(static_cast<int>(i));
@@ -409,7 +422,7 @@ void Generator::full_phase() {
   }
   for (const int r : p_.outputs)
     if (plan_.reg(r).layout == Layout::full && plan_.store_phase[ix(r)] == phase_ &&
-        (plan_.store_last[ix(r)] || plan_.phase[ix(plan_.op_of[ix(r)])] != phase_))
+        (plan_.store_last[ix(r)] || plan_.is_gathered(r) || plan_.phase[ix(plan_.op_of[ix(r)])] != phase_))
       of_one.push_back({-1, 0, r});
   if (of_one.empty()) return;
   if (of_one.size() > kMaxItems || reductions.size() > ix(first_temp_ / 2)) throw NotGenerated{};
@@ -443,6 +456,7 @@ void Generator::full_phase() {
   mov(aside_, scratch_);
   Xbyak::Label next_row;
   L(next_row);
+  find_rows(of_one);
   for (const int op : reductions)
     for (int k = 0; k < copies_.at(op); ++k) {
       const Vec acc = accumulator(op, k);
@@ -473,6 +487,24 @@ void Generator::full_phase() {
   add(row_, 4);
   cmp(row_, static_cast<int>(rows_ * 4));
   jl(next_row, T_NEAR);
+}
+
+// Where the rows lie that are read at this one.
+void Generator::find_rows(const std::vector<Item>& of_one) {
+  for (const RowProgram::Op& op : p_.code) {
+    if (op.kind != Kind::gather) continue;
+    const bool read = std::any_of(of_one.begin(), of_one.end(), [&](const Item& item) {
+      if (item.op < 0) return item.reg == op.out;
+      const std::vector<int>& in = p_.code[ix(item.op)].in;
+      return std::find(in.begin(), in.end(), op.out) != in.end();
+    });
+    if (!read) continue;
+    movsxd(tmp_, dword[memory(plan_.base[ix(op.in[1])], row_memory_, 0).getRegExp()]);
+    imul(tmp_, tmp_, static_cast<int>(p_.columns * static_cast<std::int64_t>(size_of(plan_.reg(op.out).dtype))));
+    mov(half_, reinterpret_cast<std::uint64_t>(plan_.base[ix(op.in[0])]));
+    add(tmp_, half_);
+    mov(ptr[scratch_ + static_cast<int>(plan_.row_place[ix(op.out)])], tmp_);
+  }
 }
 
 // One row: whole vectors of columns in a loop, a few at a time, then what is left.

@@ -57,6 +57,7 @@ struct Plan {
   std::vector<int> last_phase;     // register -> last phase that reads it; -1: none
   // Offsets into the scratch: values put aside for a later phase, values per row; sums down the columns by op.
   std::vector<std::int64_t> aside, row_buffer, column_sum;
+  std::vector<std::int64_t> row_place;  // register -> offset of the address of its row in a table; -1: not looked up
   std::vector<std::int64_t> fold;  // by op, into the folds
   int phases = 1, last_full_phase = 0;
   std::int64_t aside_row = 0;  // bytes of a row that is put aside
@@ -65,10 +66,11 @@ struct Plan {
 
   const RowProgram::Register& reg(int r) const { return program->registers[ix(r)]; }
   bool is_input(int r) const { return r < program->inputs; }
+  bool is_gathered(int r) const { return op_of[ix(r)] >= 0 && program->code[ix(op_of[ix(r)])].kind == Kind::gather; }
 };
 
 struct Source {
-  enum Where : std::uint8_t { nowhere, full, row, column, scalar, segment, row_buffer, put_aside } where = nowhere;
+  enum Where : std::uint8_t { nowhere, full, row, column, scalar, segment, table_row, row_buffer, put_aside } where = nowhere;
 };
 
 class Generator : public Xbyak::CodeGenerator {
@@ -138,6 +140,7 @@ class Generator : public Xbyak::CodeGenerator {
 
   void row_phase();
   void full_phase();
+  void find_rows(const std::vector<Item>& of_one);
   void columns(const std::vector<Item>& of_one);
   void finish_block();
 

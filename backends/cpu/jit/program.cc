@@ -31,8 +31,9 @@ void plan_memory_traffic(Plan& plan, const RowMemory& memory) {
                              reinterpret_cast<std::uintptr_t>(plan.base[ix(r)]) % 64 == 0;
   std::vector<bool> full(ix(plan.phases), false);
   for (std::size_t i = 0; i < p.code.size(); ++i)
-    if (const Kind k = p.code[i].kind;
-        plan.reg(p.code[i].out).layout == Layout::full || k == Kind::reduce_row || RowProgram::over_rows(k))
+    if (const Kind k = p.code[i].kind; k == Kind::gather)
+      continue;
+    else if (plan.reg(p.code[i].out).layout == Layout::full || k == Kind::reduce_row || RowProgram::over_rows(k))
       full[ix(plan.phase[i])] = true;
   for (const int s : plan.store_phase)
     if (s >= 0) full[ix(s)] = true;
@@ -83,6 +84,7 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide, std::int64_t r
     const bool fits = op.kind == Kind::elementwise
                           ? (out == Layout::full || out == Layout::row) && generated(row_kernel(op.op))
                       : op.kind == Kind::expand     ? out == Layout::full
+                      : op.kind == Kind::gather     ? !plan.flat
                       : op.kind == Kind::reduce_row ? in == Layout::full && out == Layout::row
                       : op.kind == Kind::reduce_columns || op.kind == Kind::reduce_segments
                           ? in == Layout::full && !plan.flat
@@ -100,7 +102,7 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide, std::int64_t r
   plan.op_of.assign(registers, -1);
   plan.store_phase.assign(registers, -1), plan.last_phase.assign(registers, -1);
   plan.store_last.assign(registers, false);
-  plan.aside.assign(registers, -1), plan.row_buffer.assign(registers, -1);
+  plan.aside.assign(registers, -1), plan.row_buffer.assign(registers, -1), plan.row_place.assign(registers, -1);
   plan.column_sum.assign(ops, -1), plan.fold.assign(ops, -1);
   for (std::size_t i = 0; i < ops; ++i) {
     const RowProgram::Op& op = p.code[i];
@@ -135,7 +137,10 @@ Plan make_plan(RowProgram& p, const RowMemory& memory, bool wide, std::int64_t r
     const int op = plan.op_of[r];
     if (op < 0) continue;
     const Layout layout = p.registers[r].layout;
-    if (layout == Layout::row) {
+    if (p.code[ix(op)].kind == Kind::gather) {
+      plan.row_place[r] = static_cast<std::int64_t>(plan.scratch);
+      plan.scratch += 64;
+    } else if (layout == Layout::row) {
       plan.row_buffer[r] = static_cast<std::int64_t>(plan.scratch);
       plan.scratch += 64;
     } else if (layout == Layout::full) {

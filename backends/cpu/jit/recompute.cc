@@ -42,7 +42,8 @@ std::vector<std::size_t> recompute_cheap(RowProgram& p, std::vector<int>& phase)
   for (std::size_t i = 0; i < p.code.size(); ++i) {
     const RowProgram::Op& op = p.code[i];
     nodes.push_back({op, phase[i], static_cast<int>(i)});
-    if (p.registers[ix(op.out)].layout == Layout::full) {
+    // What is looked up is read again like an input.
+    if (p.registers[ix(op.out)].layout == Layout::full && op.kind != Kind::gather) {
       int sum = is_cheap(p, op) ? 1 : kDear;
       for (const int r : op.in) sum = std::min(kDear, sum + cost[ix(r)]);
       cost[ix(op.out)] = sum;
@@ -52,7 +53,8 @@ std::vector<std::size_t> recompute_cheap(RowProgram& p, std::vector<int>& phase)
   if (p.code.size() <= kMaxOps)
     for (std::size_t i = nodes.size(); i-- > 0;) {
       const int reg = nodes[i].op.out, made = nodes[i].phase;
-      if (p.registers[ix(reg)].layout != Layout::full || cost[ix(reg)] > kMaxCost) continue;
+      if (p.registers[ix(reg)].layout != Layout::full || cost[ix(reg)] > kMaxCost || nodes[i].op.kind == Kind::gather)
+        continue;
       for (int later = *std::max_element(phase.begin(), phase.end()); later > made; --later) {
         const auto reads = [&](const Node& n) {
           return n.phase == later && std::find(n.op.in.begin(), n.op.in.end(), reg) != n.op.in.end();
