@@ -35,6 +35,13 @@ bool sums_over_rows(const RowProgram& p) {
   return std::any_of(p.code.begin(), p.code.end(), [](const auto& op) { return RowProgram::over_rows(op.kind); });
 }
 
+// One long row, which can be cut anywhere.
+bool is_flat(const RowProgram& p) {
+  return p.rows == 1 && std::all_of(p.registers.begin(), p.registers.end(), [](const auto& reg) {
+           return reg.layout == Layout::full || reg.layout == Layout::scalar;
+         });
+}
+
 // Such a region can fail when it begins: it stays a step of its own.
 bool gathers(const RowProgram& p) {
   return std::any_of(p.code.begin(), p.code.end(), [](const auto& op) { return op.kind == RowProgram::Kind::gather; });
@@ -82,9 +89,11 @@ class Bundler {
         bundle_of_(instrs_.size(), -1),
         gone_(ix(tape.value_count()), false) {
     for (const std::int32_t v : keep) kept_[ix(root_[ix(v)])] = true;
-    for (std::size_t i = 0; i < instrs_.size(); ++i)
-      if (!is_alias(role(static_cast<std::int32_t>(i))))
-        for (const std::int32_t v : instrs_[i].inputs) users_[ix(root_[ix(v)])].push_back(static_cast<std::int32_t>(i));
+    for (std::size_t i = 0; i < instrs_.size(); ++i) {
+      const auto index = static_cast<std::int32_t>(i);
+      for (std::size_t k = is_alias(role(index)) ? 1 : 0; k < instrs_[i].inputs.size(); ++k)
+        users_[ix(root_[ix(instrs_[i].inputs[k])])].push_back(index);
+    }
   }
 
   Rewritten run() {
@@ -99,6 +108,15 @@ class Bundler {
   Role role(std::int32_t i) const { return op_def(at(i).op).role; }
   const RowProgram& program(std::int32_t i) const { return tape_.row_program(at(i).attrs.i("program")); }
   std::int32_t maker(std::int32_t value) const { return tape_.producer(root_[ix(value)]); }
+  // Whether f holds for what makes the value, and for what it comes after.
+  template <class F>
+  bool all_before(std::int32_t value, F f) const {
+    if (!f(maker(value))) return false;
+    for (std::int32_t i = tape_.producer(value); is_alias(role(i)); i = tape_.producer(at(i).inputs[0]))
+      for (std::size_t k = 1; k < at(i).inputs.size(); ++k)
+        if (!f(maker(at(i).inputs[k]))) return false;
+    return true;
+  }
 
   // --- chains -------------------------------------------------------------------------------------------------------
 
@@ -122,10 +140,14 @@ class Bundler {
     if (p.rows % parts != 0) return false;
     for (const std::int32_t m : chain.members)
       if (program(m).rows % parts != 0 || (program(m).segments > 1 && program(m).segments != parts)) return false;
-    for (std::size_t k = 0; k < at(i).inputs.size(); ++k)
-      for (const std::int32_t m : chain.members)
-        if (maker(at(i).inputs[k]) == m && !(is_of_rows(p.registers[k].layout) && made_by_rows(m, at(i).inputs[k])))
-          return false;
+    for (std::size_t k = 0; k < at(i).inputs.size(); ++k) {
+      const std::int32_t v = at(i).inputs[k], made = maker(v);
+      const auto outside = [&](std::int32_t m) {
+        return std::find(chain.members.begin(), chain.members.end(), m) == chain.members.end();
+      };
+      if (!outside(made) && !(is_of_rows(p.registers[k].layout) && made_by_rows(made, v))) return false;
+      if (!all_before(v, [&](std::int32_t m) { return m == made || outside(m); })) return false;
+    }
     chain.members.push_back(i);
     chain.parts = parts;
     return true;
@@ -201,7 +223,9 @@ class Bundler {
   bool available(std::int32_t i, std::int32_t begin) const {
     return std::all_of(at(i).inputs.begin(), at(i).inputs.end(), [&](std::int32_t v) {
       const std::int32_t made = maker(v);
-      if (!is_leaf(role(made))) return made < begin;
+      const auto is_there = [&](std::int32_t m) { return is_leaf(role(m)) || m < begin; };
+      if (!all_before(v, is_there)) return false;
+      if (!is_leaf(role(made))) return true;
       const auto& users = users_[ix(root_[ix(v)])];
       return role(made) != Role::read ||
              std::all_of(users.begin(), users.end(), [&](std::int32_t u) { return u == i || u < begin; });
@@ -228,12 +252,13 @@ class Bundler {
       r.copy(i);
     };
     const auto pending = [&](std::int32_t value) {
-      const std::int32_t b = bundle_of_[ix(maker(value))];
+      const std::int32_t b = bundle_of_[ix(maker(value))], i = tape_.producer(value);
+      if (is_alias(role(i)) && done[ix(i)] == 0) return true;
       return b >= 0 && done[ix(bundles_[ix(b)].at)] == 0;
     };
     for (std::int32_t i = 0; i < static_cast<std::int32_t>(instrs_.size()); ++i) {
       if (done[ix(i)] != 0) continue;
-      if (is_alias(role(i)) && pending(at(i).inputs[0])) {
+      if (is_alias(role(i)) && std::any_of(at(i).inputs.begin(), at(i).inputs.end(), pending)) {
         waiting.push_back(i);
         continue;
       }
@@ -251,7 +276,7 @@ class Bundler {
       emit_bundle(r, bundles_[ix(b)]);
       for (const std::int32_t m : bundles_[ix(b)].members) done[ix(m)] = 1;
       for (const std::int32_t w : waiting)
-        if (done[ix(w)] == 0 && !pending(at(w).inputs[0])) {
+        if (done[ix(w)] == 0 && std::none_of(at(w).inputs.begin(), at(w).inputs.end(), pending)) {
           done[ix(w)] = 1;
           if (!gone_[ix(root_[ix(at(w).inputs[0])])]) r.copy(w);
         }
@@ -479,7 +504,8 @@ Rewritten align_segments(const Tape& tape) {
     if (segments == 1)
       for (std::size_t k = 0; k < instr.inputs.size(); ++k)
         if (is_of_rows(p.registers[k].layout)) segments = std::max(segments, parts[ix(instr.inputs[k])]);
-    const bool small = p.rows > 1 && p.rows % segments == 0 && p.rows / segments * p.columns <= kSmallPart;
+    const std::int64_t runs = is_flat(p) ? p.columns : p.rows;  // what can be cut
+    const bool small = runs > 1 && runs % segments == 0 && p.rows * p.columns / segments <= kSmallPart;
     if (p.segments == 1 && !small) segments = 1;
     for (std::size_t k = 0; k < instr.outputs.size(); ++k) {
       const Layout l = p.registers[ix(p.outputs[k])].layout;
@@ -490,6 +516,7 @@ Rewritten align_segments(const Tape& tape) {
       continue;
     }
     auto cut = std::make_shared<RowProgram>(in_parts(p, segments));
+    if (is_flat(p)) cut->rows = segments, cut->columns = p.columns / segments;
     Attrs attrs = instr.attrs;
     attrs.set("program", r.out().add_program(std::move(cut)));
     r.at(index);
