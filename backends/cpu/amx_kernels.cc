@@ -14,10 +14,9 @@ struct TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-// Sums in tiles 0 to 3, one tile of a (4) and one of b (5): a of the first two sums is loaded twice. While another
-// process uses tiles on the core's other thread there are few registers to rename them to, and a loop over all eight
-// tiles waits for itself: 4 products with their loads take 4.3 times as long as alone, with six tiles 2.6. Alone both
-// take what the products take.
+// Sums in tiles 0 to 3, one tile of a (4) and one of b (5): a of the first two sums is loaded twice. At times a loop
+// over all eight tiles waits for itself, as if there were no registers to rename them to: 4 products with their loads
+// then take 4.2 times as long as without, with six tiles 2.5 times. At other times both take what the products take.
 constexpr int kBytes = 64;  // of a row
 constexpr int kLast = 5;
 
