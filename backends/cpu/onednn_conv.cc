@@ -8,6 +8,7 @@
 #include "backends/cpu/onednn_ops.h"
 #include "backends/cpu/onednn_step.h"
 #include "backends/cpu/plain_loops.h"
+#include "backends/cpu/tile_conv.h"
 #include "backends/cpu/tune.h"
 #include "backends/cpu/window_conv.h"
 #include "backends/cpu/winograd.h"
@@ -122,7 +123,9 @@ constexpr std::int64_t kColumnsPossible = 16;
 ConvAlgorithm choose(const LowerCtx& ctx, const ConvShape& s, ConvOp op) {
   if (!in_f32(ctx)) {
     if (!cpu::windows_possible(s, op)) return ConvAlgorithm::formula;
-    return cpu::conv_algorithm(ctx, std::array{ConvAlgorithm::direct, ConvAlgorithm::windows});
+    std::vector<ConvAlgorithm> possible{ConvAlgorithm::direct, ConvAlgorithm::windows};
+    if (cpu::tiles_possible(s, op)) possible.push_back(ConvAlgorithm::tiles);
+    return cpu::conv_algorithm(ctx, possible);
   }
   std::vector<ConvAlgorithm> possible{ConvAlgorithm::direct, ConvAlgorithm::automatic};
   if (winograd_use() != WinogradUse::never && cpu::winograd_possible(s, op))
@@ -146,6 +149,11 @@ WinogradUse winograd_for(ConvAlgorithm algorithm) {
 }
 
 // In bf16.
+bool by_tiles(const LowerCtx& ctx, const ConvShape& s, ConvOp op, ConvAlgorithm algorithm) {
+  if (in_f32(ctx) || !cpu::tiles_possible(s, op)) return false;
+  return algorithm == ConvAlgorithm::formula ? cpu::tiles_faster(s, op) : algorithm == ConvAlgorithm::tiles;
+}
+// Where tiles were not chosen.
 bool by_windows(const LowerCtx& ctx, const ConvShape& s, ConvOp op, ConvAlgorithm algorithm) {
   if (in_f32(ctx) || !cpu::windows_possible(s, op)) return false;
   return algorithm == ConvAlgorithm::formula ? cpu::windows_faster(s, op) : algorithm == ConvAlgorithm::windows;
@@ -201,6 +209,8 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
     if (auto step = cpu::winograd_forward(ctx, s, winograd_for(algorithm), bias ? ctx.in<float>(2) : nullptr, relu))
       return step;
   return onednn::guarded("conv2d", [&]() -> std::unique_ptr<Step> {
+    if (by_tiles(ctx, s, ConvOp::forward, algorithm))
+      return cpu::tiles_forward(ctx, s, bias ? ctx.in<void>(2) : nullptr, relu);
     if (by_windows(ctx, s, ConvOp::forward, algorithm))
       return cpu::windows_forward(ctx, s, bias ? ctx.in<void>(2) : nullptr, relu);
     const Type type = data_type(ctx.in_type(0).dtype);
@@ -239,6 +249,7 @@ std::unique_ptr<Step> lower_conv2d_transpose(LowerCtx& ctx) {
   return onednn::guarded("conv2d_transpose", [&]() -> std::unique_ptr<Step> {
     const bool by_formula = algorithm == ConvAlgorithm::formula && s.groups == 1 && s.c <= kFewChannels;
     if (by_formula || algorithm == ConvAlgorithm::columns) return transpose_by_columns(ctx, s);
+    if (by_tiles(ctx, s, ConvOp::transposed, algorithm)) return cpu::tiles_transposed(ctx, s);
     if (by_windows(ctx, s, ConvOp::transposed, algorithm)) return cpu::windows_transposed(ctx, s);
     const Type type = data_type(ctx.in_type(0).dtype);
     const onednn::ConvDesc d = conv_desc(s, algorithm, type, type);
@@ -265,6 +276,7 @@ std::unique_ptr<Step> lower_conv2d_weight_grad(LowerCtx& ctx) {
   if (in_f32(ctx))
     if (auto step = cpu::winograd_weight_grad(ctx, s, winograd_for(algorithm))) return step;
   return onednn::guarded("conv2d_weight_grad", [&]() -> std::unique_ptr<Step> {
+    if (by_tiles(ctx, s, ConvOp::weight_grad, algorithm)) return cpu::tiles_weight_grad(ctx, s);
     if (by_windows(ctx, s, ConvOp::weight_grad, algorithm)) return cpu::windows_weight_grad(ctx, s);
     // Parts of the batch, each summed in f32 by one thread, cut by the shape alone.
     const std::int64_t images = (s.n + parts_of(s) - 1) / parts_of(s), parts = (s.n + images - 1) / images;

@@ -24,7 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kFormat = "stopgrad convolutions 1";
-constexpr std::string_view kNames[] = {"formula", "direct", "automatic", "winograd", "columns", "windows"};
+constexpr std::string_view kNames[] = {"formula", "direct", "automatic", "winograd", "columns", "windows", "tiles"};
 
 std::optional<cpu::ConvAlgorithm> algorithm_by_name(std::string_view name) {
   for (std::size_t i = 1; i < std::size(kNames); ++i)
@@ -142,7 +142,7 @@ std::atomic<cpu::Tuning>& chosen_tuning() {
   return tuning;
 }
 
-thread_local std::optional<cpu::ConvAlgorithm> forced;  // during a trial
+thread_local std::optional<cpu::ConvAlgorithm> forced;  // during a trial, or by force_algorithm()
 
 struct Forced {
   explicit Forced(cpu::ConvAlgorithm algorithm) { forced = algorithm; }
@@ -199,6 +199,7 @@ Tuning tuning() { return chosen_tuning(); }
 void set_tuning(Tuning tuning) { chosen_tuning() = tuning; }
 std::string tuning_note() { return results().note(); }
 void forget_tuning() { results().forget(); }
+void force_algorithm(std::optional<ConvAlgorithm> algorithm) { forced = algorithm; }
 
 ConvAlgorithm conv_algorithm(const LowerCtx& ctx, std::span<const ConvAlgorithm> possible) {
   if (forced) return *forced;

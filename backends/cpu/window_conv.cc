@@ -16,6 +16,7 @@
 
 #include "backends/cpu/bf16.h"
 #include "backends/cpu/onednn_step.h"
+#include "backends/cpu/window_geometry.h"
 
 namespace sg::cpu {
 namespace {
@@ -29,46 +30,6 @@ constexpr auto kBf16 = dnnl::memory::data_type::bf16;
 constexpr Index kNear = 131072;                // numbers in the windows of a slice
 constexpr Index kFewRows = 64, kTile = 32;     // of a slice, at least; and what their number is a multiple of
 constexpr Index kPartFloats = Index{1} << 23;  // of all parts together
-
-// Windows of NHWC images: window (i, j) has taps_h x taps_w pixels, `tap` apart, the first at first + step * (i, j).
-// What lies outside of the image is zero.
-struct Windows {
-  struct Axis {
-    Index count, taps, first, step, tap, extent;
-    // Window i is pixel i.
-    bool is_image() const { return taps == 1 && first == 0 && step == 1 && count == extent; }
-  } y, x;
-  Index channels;
-
-  Index of_image() const { return y.count * x.count; }
-  Index depth() const { return y.taps * x.taps * channels; }
-  bool are_images() const { return y.is_image() && x.is_image(); }
-};
-
-// Windows first to first + count - 1 of all images, one after the other.
-void read_windows(const Windows& w, const Bits* images, Index first, Index count, Bits* out) {
-  const Index run = w.x.tap == 1 ? w.x.taps : 1, runs = w.x.taps / run;  // pixels that lie side by side
-  const Index c = w.channels;
-  const auto zeros = [&out](Index n) { std::fill_n(out, n, Bits{0}), out += n; };
-  for (Index r = first; r < first + count; ++r) {
-    const Bits* image = images + r / w.of_image() * w.y.extent * w.x.extent * c;
-    const Index i = r / w.x.count % w.y.count, j = r % w.x.count;
-    for (Index a = 0; a < w.y.taps; ++a) {
-      const Index y = w.y.first + i * w.y.step + a * w.y.tap;
-      for (Index b = 0; b < runs; ++b) {
-        const Index x = w.x.first + j * w.x.step + b * w.x.tap;
-        const Index from = std::clamp<Index>(x, 0, w.x.extent), to = std::clamp<Index>(x + run, 0, w.x.extent);
-        if (y < 0 || y >= w.y.extent || from >= to) {
-          zeros(run * c);
-          continue;
-        }
-        zeros((from - x) * c);
-        out = std::copy_n(image + (y * w.x.extent + from) * c, (to - from) * c, out);
-        zeros((x + run - to) * c);
-      }
-    }
-  }
-}
 
 struct Slices {
   Index rows = 0, size = 0, count = 0;  // the last one may be shorter
@@ -233,7 +194,7 @@ class ConvStep final : public Step {
     const Bits* in = x_ + first * p.in.channels;
     if (!p.in.are_images()) {
       auto* windows = reinterpret_cast<Bits*>(memory + windows_);
-      read_windows(p.in, x_, first, rows, windows);
+      read_windows(p.in, x_, first, rows, p.in.depth(), windows);
       in = windows;
     }
     Bits* out = in_place(p) ? y_ + first * c : reinterpret_cast<Bits*>(memory + products_);
@@ -369,7 +330,7 @@ class WeightGradStep final : public Step {
       const Bits* windows = x_ + first * block.in.channels;
       if (!block.in.are_images()) {
         auto* made = reinterpret_cast<Bits*>(memory + windows_);
-        read_windows(block.in, x_, first, rows, made);
+        read_windows(block.in, x_, first, rows, block.in.depth(), made);
         windows = made;
       }
       Product& product = rows != slices_.size ? *block.last : i == begin ? *block.first : *block.next;
@@ -389,25 +350,6 @@ class WeightGradStep final : public Step {
   Index sum_floats_ = 0;
   std::size_t windows_ = 0, scratchpad_ = 0, lane_bytes_ = 0;
   Scratch scratch_;
-};
-
-Windows forward_windows(const ConvShape& s) {
-  return {{s.ho, s.kh, -s.pad_top, s.stride_h, s.dilation_h, s.h},
-          {s.wo, s.kw, -s.pad_left, s.stride_w, s.dilation_w, s.w},
-          s.c};
-}
-
-// Of one axis of a transposed convolution, the windows of phase p: pixel p + stride * i sees the taps first_tap +
-// stride * k, of which the k-th lies over place (i + offset - k) of the other side. The window has them in order of
-// that place, that is in reverse.
-struct PhaseAxis {
-  Index first_tap, taps, pixels, offset;
-  PhaseAxis(Index p, Index stride, Index kernel, Index pad, Index extent)
-      : first_tap((p + pad) % stride),
-        taps(ceil_div(kernel - first_tap, stride)),
-        pixels(ceil_div(extent - p, stride)),
-        offset((p + pad) / stride) {}
-  Windows::Axis windows(Index places) const { return {pixels, taps, offset - taps + 1, 1, 1, places}; }
 };
 
 // to (columns, rows) from (rows, columns), in blocks of a few lines of a cache.
@@ -436,9 +378,7 @@ const void* pack_phase(LowerCtx& ctx, const ConvShape& s, const PhaseAxis& y, co
 #pragma omp parallel for collapse(2) schedule(static)
         for (Index a = 0; a < y.taps; ++a)
           for (Index b = 0; b < x.taps; ++b) {
-            const Index kh = y.first_tap + s.stride_h * (y.taps - 1 - a),
-                        kw = x.first_tap + s.stride_w * (x.taps - 1 - b);
-            const Bits* from = w + (kh * s.kw + kw) * s.c * s.o;
+            const Bits* from = w + (y.tap(a) * s.kw + x.tap(b)) * s.c * s.o;
             Bits* tap = to + (a * x.taps + b) * s.o * s.c;
             transpose(from, tap, s.c, s.o);
           }
@@ -452,12 +392,34 @@ const void* pack_phase(LowerCtx& ctx, const ConvShape& s, const PhaseAxis& y, co
 
 }  // namespace
 
+void read_windows(const Windows& w, const Bits* images, Index first, Index count, Index pitch, Bits* out) {
+  const Index run = w.x.tap == 1 ? w.x.taps : 1, runs = w.x.taps / run;  // pixels that lie side by side
+  const Index c = w.channels;
+  const auto zeros = [&out](Index n) { std::fill_n(out, n, Bits{0}), out += n; };
+  for (Index r = first; r < first + count; ++r) {
+    const Bits* image = images + r / w.of_image() * w.y.extent * w.x.extent * c;
+    const Index i = r / w.x.count % w.y.count, j = r % w.x.count;
+    for (Index a = 0; a < w.y.taps; ++a) {
+      const Index y = w.y.first + i * w.y.step + a * w.y.tap;
+      for (Index b = 0; b < runs; ++b) {
+        const Index x = w.x.first + j * w.x.step + b * w.x.tap;
+        const Index from = std::clamp<Index>(x, 0, w.x.extent), to = std::clamp<Index>(x + run, 0, w.x.extent);
+        if (y < 0 || y >= w.y.extent || from >= to) {
+          zeros(run * c);
+          continue;
+        }
+        zeros((from - x) * c);
+        out = std::copy_n(image + (y * w.x.extent + from) * c, (to - from) * c, out);
+        zeros((x + run - to) * c);
+      }
+    }
+    zeros(pitch - w.depth());
+  }
+}
+
 bool windows_possible(const ConvShape& s, ConvOp op) {
   if (!has_amx() || s.empty() || s.groups != 1) return false;
-  if (op != ConvOp::transposed) return true;
-  // Each phase has a tap.
-  return s.dilation_h == 1 && s.dilation_w == 1 && s.kh >= s.stride_h && s.kw >= s.stride_w && s.h >= s.stride_h &&
-         s.w >= s.stride_w;
+  return op != ConvOp::transposed || has_phases(s);
 }
 
 // Windows of few numbers are dear to make, and leave most of a tile empty.

@@ -93,7 +93,7 @@ TEST_F(Tune, EachAlgorithmOfTheFileIsRight) {
   run();
   const auto kept = nlohmann::json::parse(slurp(file()));
   set_cpu_options({.tune = "cached"});
-  for (const char* name : {"direct", "automatic", "winograd", "columns", "formula", "nonsense"}) {
+  for (const char* name : {"direct", "automatic", "winograd", "columns", "windows", "tiles", "formula", "nonsense"}) {
     auto changed = kept;
     for (auto& shapes : changed.at("machines"))
       for (auto& [shape, algorithm] : shapes.items()) algorithm = name;
