@@ -75,6 +75,7 @@ const std::set<std::string> kTakesBf16{"add",
                                        "conv2d",
                                        "avg_pool",
                                        "conv2d_bias",
+                                       "matmul_bias",
                                        "conv2d_transpose",
                                        "conv2d_weight_grad",
                                        "relu_grad"};
