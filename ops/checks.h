@@ -31,6 +31,13 @@ inline void same_dtype(std::string_view op, std::string_view what_a, const Tenso
          to_string(b.dtype));
 }
 
+inline void same_type(std::string_view op, std::string_view what_a, const TensorType& a, std::string_view what_b,
+                      const TensorType& b) {
+  same_dtype(op, what_a, a, what_b, b);
+  if (a.shape != b.shape)
+    fail(ErrorKind::shape, "{}: {} is {}, {} is {}", op, what_a, to_string(a.shape), what_b, to_string(b.shape));
+}
+
 inline void rank(std::string_view op, std::string_view what, const TensorType& t, int wanted, std::string_view axes) {
   if (t.shape.rank() != wanted) fail(ErrorKind::shape, "{}: {} must be {}, got {}", op, what, axes, to_string(t.shape));
 }

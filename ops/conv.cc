@@ -95,12 +95,15 @@ Types infer_forward(string_view op, std::span<const TensorType> in, const Attrs&
 Types infer_conv2d(std::span<const TensorType> in, const Attrs& attrs) { return infer_forward("conv2d", in, attrs); }
 
 Types infer_conv2d_bias(std::span<const TensorType> in, const Attrs& attrs) {
+  if (in.size() != 3 && in.size() != 4)
+    fail(ErrorKind::usage, "conv2d_bias: takes (x, w, b) or (x, w, b, skip), got {} operands", in.size());
   Types out = infer_forward("conv2d_bias", in.first(2), attrs);
   checks::same_dtype("conv2d_bias", "input", in[0], "bias", in[2]);
   if (const std::int64_t relu = attrs.i("relu"); relu != 0 && relu != 1)
     fail(ErrorKind::attribute, "conv2d_bias: relu must be 0 or 1, got {}", relu);
   if (in[2].shape != Shape{in[1].shape[3]})
     fail(ErrorKind::shape, "conv2d_bias: bias is {}, weight makes {} channels", to_string(in[2].shape), in[1].shape[3]);
+  if (in.size() == 4) checks::same_type("conv2d_bias", "skip", in[3], "the result", out[0]);
   return out;
 }
 
@@ -169,7 +172,8 @@ std::vector<Value> vjp_conv2d_weight_grad(const VjpCtx& ctx) {
 }
 
 std::vector<Value> decompose_conv2d_bias(Tape&, std::span<const Value> in, const Attrs& attrs) {
-  const Value y = conv2d(in[0], in[1], conv_options(attrs)) + in[2];
+  Value y = conv2d(in[0], in[1], conv_options(attrs)) + in[2];
+  if (in.size() == 4) y = y + in[3];
   return {attrs.i("relu") != 0 ? relu(y) : y};
 }
 
@@ -256,7 +260,7 @@ OpDef conv2d_weight_grad() {
   return {.name = "conv2d_weight_grad", .arity = 2, .infer = infer_conv2d_weight_grad, .vjp = vjp_conv2d_weight_grad};
 }
 OpDef conv2d_bias() {
-  return {.name = "conv2d_bias", .arity = 3, .infer = infer_conv2d_bias, .decompose = decompose_conv2d_bias};
+  return {.name = "conv2d_bias", .arity = kVariadic, .infer = infer_conv2d_bias, .decompose = decompose_conv2d_bias};
 }
 OpDef upsample() {
   return {

@@ -25,21 +25,25 @@ Shape with_batch(const Shape& batch, std::int64_t rows, std::int64_t columns) {
   return Shape(dims);
 }
 
-std::vector<TensorType> infer_matmul(std::span<const TensorType> in, const Attrs& attrs) {
+std::vector<TensorType> infer_product(std::string_view op, std::span<const TensorType> in, const Attrs& attrs) {
   const Shape &a = in[0].shape, &b = in[1].shape;
   const bool ta = attrs.i("transpose_a") != 0, tb = attrs.i("transpose_b") != 0;
-  checks::real("matmul", "a", in[0]);
-  checks::same_dtype("matmul", "a", in[0], "b", in[1]);
+  checks::real(op, "a", in[0]);
+  checks::same_dtype(op, "a", in[0], "b", in[1]);
   if (a.rank() < 2 || b.rank() < 2)
-    fail(ErrorKind::shape, "matmul: both sides need at least 2 axes, got {} and {}", to_string(a), to_string(b));
+    fail(ErrorKind::shape, "{}: both sides need at least 2 axes, got {} and {}", op, to_string(a), to_string(b));
   const std::int64_t ka = a[ta ? -2 : -1], kb = b[tb ? -1 : -2];
   if (ka != kb)
-    fail(ErrorKind::shape, "matmul: inner extents disagree: a {}{} has {}, b {}{} has {}", to_string(a),
+    fail(ErrorKind::shape, "{}: inner extents disagree: a {}{} has {}, b {}{} has {}", op, to_string(a),
          ta ? " transposed" : "", ka, to_string(b), tb ? " transposed" : "", kb);
   if (batch_of(a) != batch_of(b))
-    fail(ErrorKind::shape, "matmul: batch extents {} and {} do not fit", to_string(batch_of(a)),
+    fail(ErrorKind::shape, "{}: batch extents {} and {} do not fit", op, to_string(batch_of(a)),
          to_string(batch_of(b)));
-  return {{checks::sum_dtype("matmul", in[0], attrs), with_batch(batch_of(a), a[ta ? -1 : -2], b[tb ? -2 : -1])}};
+  return {{checks::sum_dtype(op, in[0], attrs), with_batch(batch_of(a), a[ta ? -1 : -2], b[tb ? -2 : -1])}};
+}
+
+std::vector<TensorType> infer_matmul(std::span<const TensorType> in, const Attrs& attrs) {
+  return infer_product("matmul", in, attrs);
 }
 
 // C = A' B', where ' is the optional transposition: dA' = G B'^T, dB' = A'^T G, and the same transposed.
@@ -59,7 +63,15 @@ bool broadcastable(const Shape& a, const Shape& b) {
 }
 
 std::vector<TensorType> infer_matmul_bias(std::span<const TensorType> in, const Attrs& attrs) {
-  return infer_matmul(in.first(2), attrs);
+  constexpr std::string_view op = "matmul_bias";
+  if (in.size() != 3 && in.size() != 4)
+    fail(ErrorKind::usage, "{}: takes (a, b, bias) or (a, b, bias, skip), got {} operands", op, in.size());
+  std::vector<TensorType> out = infer_product(op, in.first(2), attrs);
+  checks::same_dtype(op, "a", in[0], "bias", in[2]);
+  if (in[2].shape != Shape{out[0].shape[-1]})
+    fail(ErrorKind::shape, "{}: bias is {}, the product has {} columns", op, to_string(in[2].shape), out[0].shape[-1]);
+  if (in.size() == 4) checks::same_type(op, "skip", in[3], "the result", out[0]);
+  return out;
 }
 
 std::vector<Value> decompose_matmul_bias(Tape&, std::span<const Value> in, const Attrs& attrs) {

@@ -65,6 +65,7 @@ void make_program(BenchWork& work, Backend& backend, const CompileOptions& compi
 bool is_product(const Instr& instr) {
   switch (instr.op) {
     case OpId::matmul:
+    case OpId::matmul_bias:
     case OpId::conv2d:
     case OpId::conv2d_bias:
     case OpId::conv2d_transpose:
@@ -85,6 +86,7 @@ double product_flop(const Tape& tape, const Instr& instr) {
   const auto result = [&]() -> const Shape& { return tape.type(instr.outputs[0]).shape; };
   switch (instr.op) {
     case OpId::matmul:
+    case OpId::matmul_bias:
       return 2.0 * elements(result()) * static_cast<double>(shape(0)[instr.attrs.i("transpose_a") != 0 ? -2 : -1]);
     case OpId::conv2d:
     case OpId::conv2d_bias:

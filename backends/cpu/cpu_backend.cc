@@ -35,6 +35,7 @@ struct Row {
 // What oneDNN does. Ops that are not here are asked of kernels.h.
 constexpr Row kOnednn[] = {
     {OpId::matmul, lower_matmul},
+    {OpId::matmul_bias, lower_matmul},
     {OpId::conv2d, lower_conv2d},
     {OpId::conv2d_bias, lower_conv2d},
     {OpId::conv2d_transpose, lower_conv2d_transpose},
@@ -46,6 +47,9 @@ LowerFn onednn_lowering(OpId op) {
     if (row.op == op) return row.lower;
   return nullptr;
 }
+
+constexpr int kSkip = 3;  // operand of a convolution
+bool has_skip(const Instr& instr) { return instr.op == OpId::conv2d_bias && instr.inputs.size() > kSkip; }
 
 // Operations along rows that are faster as compositions where those run as generated code, and join their neighbours.
 bool better_composed(const Tape& tape, const Instr& instr) {
@@ -72,6 +76,8 @@ class CpuBackend final : public Backend {
   }
 
   bool supports(const Tape& tape, const Instr& instr) const override {
+    if (instr.op == OpId::matmul_bias) return matmul_takes_bias(tape, instr);
+    if (has_skip(instr)) return conv_takes_skip(tape, instr) != TakesSkip::never;
     return onednn_lowering(instr.op) ? is_real(tape.type(instr.outputs[0]).dtype) : has_kernel(tape, instr);
   }
   std::unique_ptr<Step> lower(LowerCtx& ctx) override {
@@ -81,8 +87,10 @@ class CpuBackend final : public Backend {
       cpu::require_bf16(fmt::format("backend 'cpu': {}", op_def(ctx.instr().op).name));
     return lower(ctx);
   }
-  // Products and convolutions read their inputs many times while they write.
+  // Products and convolutions read their inputs many times while they write; a convolution's skip is read where its sum
+  // is written.
   bool in_place(const Tape& tape, const Instr& instr, int i, int output) const override {
+    if (has_skip(instr)) return i == kSkip && !shares_memory(tape, instr, i);
     return !onednn_lowering(instr.op) && kernel_in_place(tape, instr, i, output);
   }
   bool bundles_rows() const override { return true; }
@@ -94,6 +102,8 @@ class CpuBackend final : public Backend {
     if (cpu::has_generator()) chain.then(decompose_where(tape, better_composed, name()));
     chain.then(keep_gradient_sums(chain.tape(), chain.keep()));
     chain.then(fuse_conv_bias(chain.tape(), chain.keep()));
+    chain.then(fuse_conv_skip(chain.tape(), chain.keep(), conv_takes_skip, has_row_kernel));
+    chain.then(fuse_matmul_bias(chain.tape(), chain.keep(), matmul_takes_bias, has_row_kernel));
     if (cpu::has_generator()) chain.then(cpu::look_up_repeated_rows(chain.tape()));
     return chain.finish();
   }

@@ -80,6 +80,19 @@ void relu_in_place(BFloat16* y, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) y[i].bits = static_cast<float>(y[i]) < 0.0f ? std::uint16_t{0} : y[i].bits;
 }
 
+// The result is added to what lies in its place. oneDNN's sum of another array takes slower kernels, which round in
+// another order.
+dnnl::post_ops sum_with_result() {
+  dnnl::post_ops ops;
+  ops.append_sum(1.0f);
+  return ops;
+}
+
+void copy(const float* src, float* dst, std::int64_t count) {
+  cpu::parallel_chunks(count, cpu::kGrain, 16,
+                       [&](std::int64_t begin, std::int64_t end) { std::copy(src + begin, src + end, dst + begin); });
+}
+
 // dst[0..count) += src[0..count)
 inline void accumulate(float* dst, const float* src, std::int64_t count) {
 #pragma omp simd
@@ -128,7 +141,7 @@ ConvAlgorithm choose(const LowerCtx& ctx, const ConvShape& s, ConvOp op) {
     return cpu::conv_algorithm(ctx, possible);
   }
   std::vector<ConvAlgorithm> possible{ConvAlgorithm::direct, ConvAlgorithm::automatic};
-  if (winograd_use() != WinogradUse::never && cpu::winograd_possible(s, op))
+  if (winograd_use() != WinogradUse::never && cpu::winograd_takes(s, op, WinogradUse::always))
     possible.push_back(ConvAlgorithm::winograd);
   if (op == ConvOp::transposed && s.groups == 1 && s.c <= kColumnsPossible) possible.push_back(ConvAlgorithm::columns);
   return cpu::conv_algorithm(ctx, possible);
@@ -193,6 +206,15 @@ std::unique_ptr<Step> transpose_by_columns(LowerCtx& ctx, const ConvShape& s) {
 
 }  // namespace
 
+TakesSkip conv_takes_skip(const Tape& tape, const Instr& conv) {
+  const auto shape = [&](std::int32_t v) -> const Shape& { return tape.type(v).shape; };
+  const ConvShape s = conv_shape(conv.attrs, shape(conv.inputs[0]), shape(conv.outputs[0]), shape(conv.inputs[1]));
+  if (tape.type(conv.inputs[0]).dtype != DType::f32 || s.empty()) return TakesSkip::never;
+  if (cpu::winograd_takes(s, ConvOp::forward, winograd_use())) return TakesSkip::always;
+  // Kernels of several groups add the skip before the bias: other bits than the sum by itself has.
+  return s.groups == 1 ? TakesSkip::where_it_ends : TakesSkip::never;
+}
+
 std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
   const ConvShape s = conv_shape(ctx.attrs(), ctx.in_type(0).shape, ctx.out_type().shape, ctx.in_type(1).shape);
   const bool bias = ctx.instr().op == OpId::conv2d_bias, relu = bias && ctx.attrs().i("relu") != 0;
@@ -204,10 +226,12 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
                  static_cast<T*>(y));
     });
   }
+  const float* skip = ctx.instr().inputs.size() > 3 ? ctx.in<float>(3) : nullptr;
   const ConvAlgorithm algorithm = choose(ctx, s, ConvOp::forward);
-  if (in_f32(ctx))
-    if (auto step = cpu::winograd_forward(ctx, s, winograd_for(algorithm), bias ? ctx.in<float>(2) : nullptr, relu))
-      return step;
+  if (in_f32(ctx)) {
+    const float* b = bias ? ctx.in<float>(2) : nullptr;
+    if (auto step = cpu::winograd_forward(ctx, s, winograd_for(algorithm), b, skip, relu)) return step;
+  }
   return onednn::guarded("conv2d", [&]() -> std::unique_ptr<Step> {
     if (by_tiles(ctx, s, ConvOp::forward, algorithm))
       return cpu::tiles_forward(ctx, s, bias ? ctx.in<void>(2) : nullptr, relu);
@@ -217,15 +241,20 @@ std::unique_ptr<Step> lower_conv2d(LowerCtx& ctx) {
     onednn::ConvDesc d = conv_desc(s, algorithm, type, type);
     d.has_bias = bias;
     if (bias) d.bias = Md({s.o}, type, dnnl::memory::format_tag::x);
-    const auto pd = onednn::forward_pd(d, onednn::user_scratchpad(), onednn::engine());
+    dnnl::primitive_attr attr = onednn::user_scratchpad();
+    if (skip != nullptr) attr.set_post_ops(sum_with_result());
+    const auto pd = onednn::forward_pd(d, attr, onednn::engine());
     onednn::PrimitiveStep::Args args{
         {DNNL_ARG_SRC, onednn::memory_at(d.src, ctx.in<void>(0))},
         {DNNL_ARG_WEIGHTS, onednn::packed(ctx, ctx.instr().inputs[1], stored_weights(s, type), pd.weights_desc())},
         {DNNL_ARG_DST, onednn::memory_at(d.dst, ctx.out<void>())}};
     if (bias) args.emplace_back(DNNL_ARG_BIAS, onednn::memory_at(d.bias, ctx.in<void>(2)));
     auto step = std::make_unique<onednn::PrimitiveStep>();
-    step->call<dnnl::convolution_forward>(pd, std::move(args));
     const std::int64_t count = ctx.out_type().shape.elements();
+    if (skip != nullptr && skip != ctx.out<float>())
+      step->then([skip, y = ctx.out<float>(), count] { copy(skip, y, count); }, "copy of the skip");
+    step->call<dnnl::convolution_forward>(pd, std::move(args));
+    if (skip != nullptr) step->note("skip");
     if (relu && type == kF32)
       step->then([y = ctx.out<float>(), count] { relu_in_place(y, count); }, "relu");
     else if (relu)

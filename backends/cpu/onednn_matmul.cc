@@ -66,10 +66,19 @@ std::unique_ptr<Step> plain(LowerCtx& ctx, const MatmulShape& s) {
       [s, a = ctx.in<T>(0), b = ctx.in<T>(1), c = ctx.out<T>()] { plain_matmul(s, a, b, c); }, "plain loops");
 }
 
+MatmulShape shape_of(const Tape& tape, const Instr& product) {
+  return matmul_shape(product.attrs, tape.type(product.inputs[0]).shape, tape.type(product.outputs[0]).shape);
+}
+
 }  // namespace
 
+bool matmul_takes_bias(const Tape& tape, const Instr& product) {
+  const MatmulShape s = shape_of(tape, product);
+  return tape.type(product.inputs[0]).dtype == DType::f32 && !s.empty() && parts_of(s) == 1;
+}
+
 std::unique_ptr<Step> lower_matmul(LowerCtx& ctx) {
-  const MatmulShape s = matmul_shape(ctx.attrs(), ctx.in_type(0).shape, ctx.out_type().shape);
+  const MatmulShape s = shape_of(ctx.tape(), ctx.instr());
   if (ctx.in_type(0).dtype == DType::f64) return plain<double>(ctx, s);
   if (s.empty()) return onednn::zeros(ctx);
   return onednn::guarded("matmul", [&]() -> std::unique_ptr<Step> {
@@ -77,11 +86,28 @@ std::unique_ptr<Step> lower_matmul(LowerCtx& ctx) {
     const Md a = matrix(t, s.batch, s.m, s.k, s.transpose_a), b = matrix(t, s.batch, s.k, s.n, s.transpose_b),
              c = matrix(ctx.out_type().dtype, s.batch, s.m, s.n, false);
     if (parts_of(s) > 1) return in_parts(ctx, s, c);
+    dnnl::primitive_attr attr = onednn::user_scratchpad();
+    onednn::PrimitiveStep::Args args{{DNNL_ARG_SRC, onednn::memory_at(a, ctx.in<void>(0))},
+                                     {DNNL_ARG_WEIGHTS, onednn::memory_at(b, ctx.in<void>(1))},
+                                     {DNNL_ARG_DST, onednn::memory_at(c, ctx.out<void>())}};
+    const std::size_t operands = ctx.instr().inputs.size();
+    Md bias;
+    if (operands > 2) {
+      const Dims ones(s.batch == 1 ? 1 : 2, 1);
+      Dims dims = ones, strides(ones.size(), s.n);
+      dims.push_back(s.n), strides.push_back(1);
+      bias = Md(dims, onednn::data_type(t), strides);
+      args.emplace_back(DNNL_ARG_BIAS, onednn::memory_at(bias, ctx.in<void>(2)));
+    }
+    if (operands > 3) {
+      dnnl::post_ops add;
+      add.append_binary(dnnl::algorithm::binary_add, c);
+      attr.set_post_ops(add);
+      args.emplace_back(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, onednn::memory_at(c, ctx.in<void>(3)));
+    }
     auto step = std::make_unique<onednn::PrimitiveStep>();
-    step->call<dnnl::matmul>(onednn::matmul_pd(a, b, {}, c, onednn::user_scratchpad(), onednn::engine()),
-                             {{DNNL_ARG_SRC, onednn::memory_at(a, ctx.in<void>(0))},
-                              {DNNL_ARG_WEIGHTS, onednn::memory_at(b, ctx.in<void>(1))},
-                              {DNNL_ARG_DST, onednn::memory_at(c, ctx.out<void>())}});
+    step->call<dnnl::matmul>(onednn::matmul_pd(a, b, bias, c, attr, onednn::engine()), std::move(args));
+    if (operands > 3) step->note("skip");
     step->reserve(ctx);
     return step;
   });

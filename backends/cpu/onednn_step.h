@@ -36,6 +36,7 @@ class PrimitiveStep final : public Step {
   // Appends a plain function, run between the calls (it may read memories in scratch).
   void then(std::function<void()> f, std::string_view name);
   void reorder(const dnnl::memory& from, const dnnl::memory& to);
+  void note(std::string_view name);  // appends it to detail()
   // A sum in parts: parts[i] writes its share to sums[i], all of one layout; the shares are then added to sums[0] in
   // order. Each part runs on one thread (make its primitive under OneThread), so the number of threads changes no bit.
   struct Part {
@@ -62,7 +63,6 @@ class PrimitiveStep final : public Step {
   };
 
   void append(dnnl::primitive primitive, const Md& scratchpad, Args args);
-  void note(std::string_view name);
   void bind_scratch();
 
   std::vector<Call> calls_;

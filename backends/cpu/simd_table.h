@@ -141,7 +141,8 @@ struct WinogradTile {
   void (*weights)(const float* w, Index tap_row, Index tap_col, Index lane, float* out, Index point);
   void (*weight_gradient)(const float* d, Index point, float* w, Index tap_row, Index tap_col);
   // The m * m pixels of one tile, those that are not null; bias may be null.
-  void (*output)(const float* products, Index point, Index blocks, const float* bias, bool relu, float* const* pixels);
+  void (*output)(const float* products, Index point, Index blocks, const float* bias, const float* const* skip, bool relu,
+                 float* const* pixels);
 };
 
 struct Winograd {

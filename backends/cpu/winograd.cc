@@ -164,8 +164,16 @@ struct Layout {
 class ConvStep final : public Step {
  public:
   ConvStep(LowerCtx& ctx, const Plan& plan, std::vector<Part> parts, const Layout& layout, const float* x,
-           const float* w, const float* bias, bool relu, float* y)
-      : plan_(plan), parts_(std::move(parts)), layout_(layout), x_(x), w_(w), bias_(bias), relu_(relu), y_(y) {
+           const float* w, const float* bias, const float* skip, bool relu, float* y)
+      : plan_(plan),
+        parts_(std::move(parts)),
+        layout_(layout),
+        x_(x),
+        w_(w),
+        bias_(bias),
+        skip_(skip),
+        relu_(relu),
+        y_(y) {
     threads_ = omp_get_max_threads();
     k_ = layout.in_channels * static_cast<Index>(parts_[0].in.size());
     n_ = layout.out_channels * static_cast<Index>(parts_[0].out.size());
@@ -195,7 +203,7 @@ class ConvStep final : public Step {
             scratch_.at<float>() + part_count() * weights_floats_ + omp_get_thread_num() * thread_floats_);
     }
   }
-  std::string detail() const override { return plan_.detail() + (relu_ ? ", relu" : ""); }
+  std::string detail() const override { return plan_.detail() + (skip_ ? ", skip" : "") + (relu_ ? ", relu" : ""); }
 
  private:
   // Tiles of a piece: the more there are the more often transformed weights are used once they are near, the fewer the
@@ -246,17 +254,20 @@ class ConvStep final : public Step {
       plan_.kernels->product(buffer + (q + 1) * point_, k_row(), u + q * weights_point_, buffer + q * point_, n_row(),
                              count, k_, n_ / (2 * lanes));
     float* results[kMostPixels];
+    const float* skips[kMostPixels];
     for (Index t = 0; t < count; ++t) {
       const Index image = (first + t) / of_image, tile = (first + t) % of_image;
       const float* products = buffer + t * n_row();
       for (const Window& w : p.out) {
         const std::int32_t* offsets = w.tile(tile);
         for (Index k = 0; k < w.pixels; ++k) {
-          results[k] = offsets[k] == kOutside ? nullptr : y_ + image * w.images + offsets[k];
+          const Index at = image * w.images + offsets[k];
+          results[k] = offsets[k] == kOutside ? nullptr : y_ + at;
+          if (skip_ != nullptr && results[k] != nullptr) skips[k] = skip_ + at;
           if (results[k] != nullptr && image + 1 < plan_.s.n)
             prefetch_to_write(results[k] + w.images, layout_.out_channels);
         }
-        plan_.f->output(products, point_, out_blocks, bias_, relu_, results);
+        plan_.f->output(products, point_, out_blocks, bias_, skip_ != nullptr ? skips : nullptr, relu_, results);
         products += layout_.out_channels;
       }
     }
@@ -265,7 +276,7 @@ class ConvStep final : public Step {
   Plan plan_;
   std::vector<Part> parts_;
   Layout layout_;
-  const float *x_, *w_, *bias_;
+  const float *x_, *w_, *bias_, *skip_;
   bool relu_;
   float* y_;
   int threads_ = 1;
@@ -411,7 +422,8 @@ class PhaseAxis {
 
 }  // namespace
 
-StepPtr winograd_forward(LowerCtx& ctx, const ConvShape& s, WinogradUse use, const float* bias, bool relu) {
+StepPtr winograd_forward(LowerCtx& ctx, const ConvShape& s, WinogradUse use, const float* bias, const float* skip,
+                         bool relu) {
   const Plan plan = make_plan(s, ConvOp::forward, use);
   if (plan.kernels == nullptr) return nullptr;
   Part part;
@@ -422,7 +434,7 @@ StepPtr winograd_forward(LowerCtx& ctx, const ConvShape& s, WinogradUse use, con
   part.out_weights = {0};
   return std::make_unique<ConvStep>(ctx, plan, std::vector<Part>{std::move(part)},
                                     Layout{s.c, s.o, s.o, 1, plan.tap_row(), plan.tap_col()}, ctx.in<float>(0),
-                                    ctx.in<float>(1), bias, relu, ctx.out<float>());
+                                    ctx.in<float>(1), bias, skip, relu, ctx.out<float>());
 }
 
 StepPtr winograd_transposed(LowerCtx& ctx, const ConvShape& s, WinogradUse use) {
@@ -451,7 +463,7 @@ StepPtr winograd_transposed(LowerCtx& ctx, const ConvShape& s, WinogradUse use) 
     }
   return std::make_unique<ConvStep>(ctx, plan, std::move(parts),
                                     Layout{s.o, s.c, 1, s.o, -plan.tap_row(), -plan.tap_col()}, ctx.in<float>(0),
-                                    ctx.in<float>(1), nullptr, false, ctx.out<float>());
+                                    ctx.in<float>(1), nullptr, nullptr, false, ctx.out<float>());
 }
 
 StepPtr winograd_weight_grad(LowerCtx& ctx, const ConvShape& s, WinogradUse use) {
@@ -462,9 +474,7 @@ StepPtr winograd_weight_grad(LowerCtx& ctx, const ConvShape& s, WinogradUse use)
                                           make_window(grid, plan.f->m, plan.f->m, {0, 1, s.ho}, {0, 1, s.wo}, s.o));
 }
 
-bool winograd_possible(const ConvShape& s, ConvOp op) {
-  return make_plan(s, op, WinogradUse::always).kernels != nullptr;
-}
+bool winograd_takes(const ConvShape& s, ConvOp op, WinogradUse use) { return make_plan(s, op, use).kernels != nullptr; }
 
 }  // namespace cpu
 }  // namespace sg

@@ -71,6 +71,7 @@ class CudaBackend final : public Backend {
   }
 
   bool supports(const Tape& tape, const Instr& instr) const override {
+    if (instr.op == OpId::conv2d_bias && instr.inputs.size() > 3) return false;  // the skip is a row program
     if (product_lowering(instr.op) != nullptr) return is_real(tape.type(instr.inputs[0]).dtype);
     return plain_lowering(tape, instr) != nullptr || lowers_as_row_program(tape, instr);
   }

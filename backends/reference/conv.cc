@@ -78,8 +78,9 @@ StepPtr conv2d_weight_grad(LowerCtx& ctx) {
 StepPtr conv2d_bias(LowerCtx& ctx) {
   const Geometry g = geometry(ctx.attrs(), ctx.in_type(0).shape, ctx.in_type(1).shape, ctx.out_type().shape);
   return make_step([g, elements = ctx.out_type().shape.elements(), relu = ctx.attrs().i("relu") != 0,
-                    x = ctx.in<double>(0), w = ctx.in<double>(1), b = ctx.in<double>(2), y = ctx.out<double>()] {
-    for (std::int64_t i = 0; i < elements; ++i) y[i] = b[i % g.o];
+                    x = ctx.in<double>(0), w = ctx.in<double>(1), b = ctx.in<double>(2),
+                    skip = ctx.instr().inputs.size() > 3 ? ctx.in<double>(3) : nullptr, y = ctx.out<double>()] {
+    for (std::int64_t i = 0; i < elements; ++i) y[i] = b[i % g.o] + (skip != nullptr ? skip[i] : 0.0);
     for_each_tap(g, [&](std::int64_t xi, std::int64_t wi, std::int64_t yi) { y[yi] += x[xi] * w[wi]; });
     for (std::int64_t i = 0; relu && i < elements; ++i) y[i] = y[i] < 0 ? 0 : y[i];
   });

@@ -28,7 +28,7 @@ StepPtr slice(LowerCtx& ctx);
 StepPtr concat(LowerCtx& ctx);
 StepPtr pad(LowerCtx& ctx);
 
-StepPtr matmul(LowerCtx& ctx);
+StepPtr matmul(LowerCtx& ctx);  // and matmul_bias
 StepPtr conv2d(LowerCtx& ctx);
 StepPtr conv2d_transpose(LowerCtx& ctx);
 StepPtr conv2d_weight_grad(LowerCtx& ctx);

@@ -90,6 +90,7 @@ LowerFn lowering(OpId op) {
     case OpId::pad:
       return reference::pad;
     case OpId::matmul:
+    case OpId::matmul_bias:
       return reference::matmul;
     case OpId::conv2d:
       return reference::conv2d;

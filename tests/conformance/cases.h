@@ -27,6 +27,7 @@ struct Case {
   bool pointwise = false;     // each element is compared by its own size, not by that of the whole result
   bool forward_only = false;  // the gradients are not compared (NaN inputs, ties)
   bool gradcheck = true;      // off: at a kink, or too large
+  bool decomposes = false;    // an op that only some backends' fuse() makes: the others run its decomposition
   // Compares two results of ops that may choose differently within rounding. Null: as reals or integers.
   std::function<std::string(std::span<const Tensor> inputs, const Tensor& got, const Tensor& want)> compare = nullptr;
 
@@ -40,6 +41,10 @@ struct Case {
   }
   Case& no_gradcheck() {
     gradcheck = false;
+    return *this;
+  }
+  Case& may_decompose() {
+    decomposes = true;
     return *this;
   }
   Case& per_element() {

@@ -1,5 +1,7 @@
 // Cases of convolutions and pooling: kernel sizes, strides, asymmetric padding, dilation, groups, single channels,
 // sizes that strides do not divide, and the layers of the VQ-VAE baseline at a small batch.
+#include <set>
+
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/op_ids.h"
@@ -103,6 +105,59 @@ Attrs bias_attrs(const ConvOptions& p, std::int64_t relu) {
                {"relu", relu}};
 }
 
+// With a skip: one that another instruction made, which may be written over, one that is an input, one that is the
+// convolution's own input, one that is used again.
+void add_skip_cases(CaseList& list) {
+  for (const Layer& l : layers()) {
+    static const std::set<std::string_view> kChosen{
+        "k1",      "k3p1",         "k4s2p1",    "asymmetric_pad", "dilated",      "groups2",  "depthwise",
+        "one_out", "odd_channels", "tiles_odd", "tiles_one",      "tiles_s2_odd", "wide_3x3", "pointwise_wide"};
+    if (!kChosen.contains(l.name)) continue;
+    const ConvOptions& p = l.options;
+    const Shape x{l.n, l.h, l.w, l.c}, w{l.kh, l.kw, l.c / p.groups, l.o};
+    const Shape y{l.n, extent(l.h, p.pad[0], p.pad[2], p.dilation[0], l.kh, p.stride[0]),
+                  extent(l.w, p.pad[1], p.pad[3], p.dilation[1], l.kw, p.stride[1]), l.o};
+    const std::vector<Draw> inputs{normal_reals(x), normal_reals(w, 0.5), normal_reals({l.o}), normal_reals(y)};
+    for (const std::int64_t relu : {0, 1}) {
+      const std::string name = std::string(l.name) + "_skip" + (relu ? "_relu" : "");
+      const auto fused = [p, relu](Tape& t, Value a, Value b, Value c, Value skip) {
+        return t.emit1(OpId::conv2d_bias, {a, b, c, skip}, bias_attrs(p, relu));
+      };
+      list.add("conv2d_bias", name, inputs, [=](Tape& t, In v) { return fused(t, v[0], v[1], v[2], v[3]); })
+          .may_decompose()
+          .gradcheck = l.small;
+      list.add("conv2d_bias", name + "_made", inputs,
+               [=](Tape& t, In v) { return fused(t, v[0], v[1], v[2], v[3] * v[3]); })
+          .may_decompose()
+          .gradcheck = l.small;
+      list.add("conv2d_bias", name + "_used_again", inputs,
+               [=](Tape& t, In v) {
+                 const Value skip = v[3] * v[3];
+                 return fused(t, v[0], v[1], v[2], skip) * skip;
+               })
+          .may_decompose()
+          .gradcheck = l.small;
+      // What a model writes; backends may make a conv2d_bias of it.
+      list.add("conv_skip_written", name, inputs,
+               [=](Tape&, In v) {
+                 const Value s = v[3] * v[3] + (conv2d(v[0], v[1], p) + v[2]);
+                 return relu ? sg::relu(s) : s;
+               })
+          .no_gradcheck();
+    }
+  }
+  for (const std::int64_t channels : {5, 32})
+    list.add("conv2d_bias", "own_input_" + std::to_string(channels),
+             {normal_reals({2, 4, 5, channels}), normal_reals({3, 3, channels, channels}, 0.3),
+              normal_reals({channels})},
+             [](Tape& t, In v) {
+               const Value x = v[0] * v[0];
+               return t.emit1(OpId::conv2d_bias, {x, v[1], v[2], x}, bias_attrs(ConvOptions::square(1, 1), 0));
+             })
+        .may_decompose()
+        .no_gradcheck();
+}
+
 }  // namespace
 
 void add_conv_cases(CaseList& list) {
@@ -141,6 +196,8 @@ void add_conv_cases(CaseList& list) {
              })
         .no_gradcheck();
   }
+
+  add_skip_cases(list);
 
   const auto enlarge = [](std::int64_t h, std::int64_t w) { return [=](Tape&, In v) { return upsample(v[0], h, w); }; };
   list.add("upsample", "two", {normal_reals({2, 3, 4, 3})}, enlarge(2, 2));
