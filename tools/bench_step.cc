@@ -5,7 +5,7 @@
 #include <map>
 
 #include "core/recompute.h"
-#include "core/row_program.h"
+#include "core/row_bundle.h"
 #include "ops/op_ids.h"
 #include "tools/bench_runner.h"
 #include "tools/progress.h"
@@ -58,6 +58,16 @@ std::string types_of(const Tape& tape, const Instr& instr) {
   out += " ->";
   for (const std::int32_t output : instr.outputs) out += " " + to_string(tape.type(output));
   return out;
+}
+
+// What tells instructions of one op and one type apart: where the attributes are numbers of programs, these.
+std::string meaning_of(const Tape& tape, const Instr& instr) {
+  const Role role = op_def(instr.op).role;
+  if (role == Role::region) return tape.row_program(instr.attrs.i("program")).formula();
+  if (role != Role::bundle) return to_string(instr.attrs);
+  std::string text;
+  for (const RowBundle::Region& region : row_bundle(tape, instr).regions) text += region.program->formula() + "\n";
+  return text;
 }
 
 }  // namespace
@@ -137,9 +147,7 @@ std::vector<StepPart> parts_of(const Tape& tape, Backend& backend, bool products
   for (const Instr& instr : tape.instrs()) {
     if (!has_work(instr) || (products_only && !is_product(instr))) continue;
     const std::string name(op_def(instr.op).name), what = types_of(tape, instr);
-    const std::string meaning = op_def(instr.op).role == Role::region
-                                    ? tape.row_program(instr.attrs.i("program")).formula()
-                                    : to_string(instr.attrs);
+    const std::string meaning = meaning_of(tape, instr);
     const auto [at, is_new] = known.try_emplace(name + what + meaning, parts.size());
     if (is_new)
       parts.push_back({name, what, is_product(instr), 1, isolate(tape, instr, backend)});
