@@ -1,5 +1,5 @@
-// Row programs by interpretation, a tile at a time: each op of the region runs over a tile that stays in the
-// first-level cache, so that memory is read and written once however long the region is.
+// Row programs by interpretation, a tile at a time: each op of the region runs over a tile that stays in the cache, so
+// that memory is read and written once however long the region is.
 //
 // Invariants: tiles and the chunks that threads take depend on the shapes alone, folds are combined in the order of the
 // chunks, so results are the same for any number of threads. run() allocates nothing. Registers of type bf16 hold f32
@@ -20,8 +20,10 @@ namespace {
 using Layout = RowProgram::Layout;
 using Kind = RowProgram::Kind;
 
-constexpr std::size_t kTileBytes =
-    32 * 1024;  // all temporaries of a tile: they share the first-level cache with operands
+// All temporaries of a tile. They stay in the second-level cache; in the first, tiles of short rows are so small that
+// entering a loop costs more than what the cache saves. Measured on the rotation trick, 6272 x 64, over a kernel by
+// hand: 2.5 with 32 KiB, 2.1 with 128.
+constexpr std::size_t kTileBytes = 128 * 1024;
 constexpr Index kMaxTile = 4096, kMinTile = 256;
 
 std::size_t ix(std::int64_t i) { return static_cast<std::size_t>(i); }
@@ -194,7 +196,7 @@ class Interpreter final : public ChunkedRunner<Interpreter<T>, T> {
     return s;
   }
 
-  // Elements of a tile whose temporaries fit the first-level cache. Sums over rows are cut by it, so it is what the
+  // Elements of a tile whose temporaries fit the cache. Sums over rows are cut by it, so it is what the
   // program is, not where its operands lie: outputs that wait because they lie over one are left out of account.
   static Index tile_elements(const RowProgram& p) {
     std::vector<char> temporary(p.registers.size(), 1);
