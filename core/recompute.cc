@@ -33,6 +33,14 @@ struct Node {
   bool folds = false;  // a sum over the rows of a region
 };
 
+// What is recorded again: per node its segment, and which segments take part.
+struct Plan {
+  std::vector<std::int32_t> segments;
+  std::vector<char> on;
+  bool keep_summed = true;  // what sums over rows are taken of is kept
+  std::size_t peak = 0;
+};
+
 class Checkpointing {
  public:
   Checkpointing(const Tape& tape, std::span<const std::int32_t> keep)
@@ -124,16 +132,28 @@ class Checkpointing {
     return segments;
   }
 
-  // The tape with those segments recorded again where later instructions need them. on[k]: segment k takes part.
-  Rewritten rewrite(const std::vector<std::int32_t>& segments, const std::vector<char>& on,
-                    RecomputeReport* report) const;
+  // The tape with what is not kept recorded again where later instructions need it.
+  Rewritten rewrite(const Plan& plan, RecomputeReport* report) const;
 
  private:
   static std::ptrdiff_t at(std::size_t i) { return static_cast<std::ptrdiff_t>(i); }
   const Instr& instr_of(const Node& n) const { return tape_.instrs()[ix(n.instr)]; }
   Role role_of(const Node& n) const { return op_def(instr_of(n).op).role; }
+  int output_of(std::int32_t n) const {  // which of its region's outputs a node is
+    const std::vector<std::int32_t>& outputs = instr_of(nodes_[ix(n)]).outputs;
+    return static_cast<int>(std::find(outputs.begin(), outputs.end(), nodes_[ix(n)].outputs[0]) - outputs.begin());
+  }
   const Node& node_of(std::int32_t v) const { return nodes_[ix(node_of_[ix(v)])]; }
   bool is_late(std::int32_t v) const { return node_of(v).late; }
+  // The part of a region that makes its `wanted` outputs from its operands and those outputs that are there.
+  RowPart make_part(const Instr& region, std::span<const int> wanted, const std::vector<char>& there) const {
+    return part_of(tape_.row_program(region.attrs.i("program")), wanted, there);
+  }
+  static std::vector<std::int32_t> needs_of(const Instr& region, const RowPart& part) {
+    std::vector<std::int32_t> values;
+    for (const int o : part.operands) values.push_back(o >= 0 ? region.inputs[ix(o)] : region.outputs[ix(~o)]);
+    return values;
+  }
 
   void add_node(Node node) {
     for (const std::int32_t v : node.outputs) node_of_[ix(v)] = static_cast<std::int32_t>(nodes_.size());
@@ -149,11 +169,13 @@ class Checkpointing {
     const RowProgram& p = tape_.row_program(instr.attrs.i("program"));
     for (std::size_t k = 0; k < instr.outputs.size(); ++k) {
       const int wanted = static_cast<int>(k);
-      Node node{i, {instr.outputs[k]}, {}, p.origins[k].scope, p.origins[k].in_gradient};
-      for (const int o : part_of(p, {&wanted, 1}, std::vector<char>(instr.outputs.size(), 1)).operands) {
-        node.needs.push_back(o >= 0 ? instr.inputs[ix(o)] : instr.outputs[ix(~o)]);
-        node.late = node.late || (o < 0 && is_late(node.needs.back()));
-      }
+      const std::vector<char> all(instr.outputs.size(), 1);
+      Node node{i,
+                {instr.outputs[k]},
+                needs_of(instr, make_part(instr, {&wanted, 1}, all)),
+                p.origins[k].scope,
+                p.origins[k].in_gradient};
+      node.late = node.late || std::any_of(node.needs.begin(), node.needs.end(), [&](auto v) { return is_late(v); });
       const auto makes = [&](const RowProgram::Op& op) { return op.out == p.outputs[k]; };
       node.folds = RowProgram::over_rows(std::find_if(p.code.begin(), p.code.end(), makes)->kind);
       add_node(std::move(node));
@@ -161,21 +183,22 @@ class Checkpointing {
   }
 
   // Per value, whether its memory is kept: something other than its own segment and the late part needs it.
-  std::vector<char> kept_values(const std::vector<std::int32_t>& segments, const std::vector<char>& on) const {
+  std::vector<char> kept_values(const Plan& plan) const {
     std::vector<char> kept(ix(tape_.value_count()), 0);
     const auto keep = [&](std::int32_t v) { kept[ix(root_[ix(v)])] = 1; };
     for (std::int32_t v : keep_) keep(v);
     for (std::size_t n = 0; n < nodes_.size(); ++n) {
       const Node& node = nodes_[n];
       const Role role = role_of(node);
-      const std::int32_t own = segments[n];
+      const std::int32_t own = plan.segments[n];
       std::size_t largest = 0;
       for (std::int32_t v : instr_of(node).outputs) largest = std::max(largest, tape_.type(v).bytes());
       for (std::int32_t v : node.needs) {
         largest = std::max(largest, tape_.type(v).bytes());
-        if (!node.late && segments[ix(node_of_[ix(v)])] != own) keep(v);
+        const bool summed = plan.keep_summed && node.folds;
+        if (!node.late && (summed || plan.segments[ix(node_of_[ix(v)])] != own)) keep(v);
       }
-      const bool recomputed = own != kNoSegment && on[ix(own)] && !node.folds;
+      const bool recomputed = own != kNoSegment && plan.on[ix(own)] && !node.folds;
       for (std::int32_t v : node.outputs)
         if (!recomputed || (!is_alias(role) && tape_.type(v).bytes() * kSmall <= largest)) keep(v);
       if (role == Role::assign && !node.late) keep(node.needs[0]);
@@ -238,18 +261,22 @@ std::vector<std::int32_t> mapped(std::span<const std::int32_t> values, const Rew
   return result;
 }
 
-Rewritten Checkpointing::rewrite(const std::vector<std::int32_t>& segments, const std::vector<char>& on,
-                                 RecomputeReport* report) const {
+Rewritten Checkpointing::rewrite(const Plan& plan, RecomputeReport* report) const {
   const auto instrs = tape_.instrs();
-  const std::vector<char> kept = kept_values(segments, on);
+  const std::vector<char> kept = kept_values(plan);
   std::vector<Value> copies(ix(tape_.value_count()));
-  std::vector<char> copied(nodes_.size(), 0), used(on.size(), 0);
+  std::vector<char> copied(nodes_.size(), 0), used(plan.on.size(), 0);
   Rewriter r(tape_);
   Value token;  // the newest value of the late part: copies come after it
   const auto operand = [&](std::int32_t v) { return copies[ix(v)] ? copies[ix(v)] : r.mapped(v); };
+  const auto part_now = [&](const Instr& region, std::span<const int> wanted) {
+    std::vector<char> there;
+    for (std::int32_t v : region.outputs) there.push_back(kept[ix(v)] || copies[ix(v)]);
+    return make_part(region, wanted, there);
+  };
   const auto is_leaf_value = [&](std::int32_t v) { return is_leaf(op_def(instrs[ix(tape_.producer(v))].op).role); };
 
-  // Records instruction i again, or of a region what makes the nodes from `begin` on.
+  // Records instruction i again, or of a region the part that makes those nodes.
   const auto record = [&](std::int32_t i, std::span<const std::int32_t> nodes) {
     const Instr& instr = instrs[ix(i)];
     std::vector<std::int32_t> needs = instr.inputs;
@@ -257,15 +284,9 @@ Rewritten Checkpointing::rewrite(const std::vector<std::int32_t>& segments, cons
     RowPart part;
     const bool region = op_def(instr.op).role == Role::region;
     if (region) {
-      std::vector<char> given;
-      for (std::int32_t v : instr.outputs) {
-        const bool now = std::find(nodes.begin(), nodes.end(), node_of_[ix(v)]) != nodes.end();
-        if (now) wanted.push_back(static_cast<int>(given.size()));
-        given.push_back(!now && (kept[ix(v)] || copies[ix(v)]));
-      }
-      part = part_of(tape_.row_program(instr.attrs.i("program")), wanted, given);
-      needs.clear();
-      for (const int o : part.operands) needs.push_back(o >= 0 ? instr.inputs[ix(o)] : instr.outputs[ix(~o)]);
+      for (const std::int32_t n : nodes) wanted.push_back(output_of(n));
+      part = part_now(instr, wanted);
+      needs = needs_of(instr, part);
     }
     std::vector<Value> inputs;
     bool ordered = false;
@@ -289,6 +310,13 @@ Rewritten Checkpointing::rewrite(const std::vector<std::int32_t>& segments, cons
     }
     if (report != nullptr && !is_alias(op_def(instr.op).role)) ++report->instructions;
   };
+  // Of other outputs of its region only what is there: made for its sake, they would wait for their own use.
+  const auto needs_now = [&](std::int32_t n) {
+    const Node& node = nodes_[ix(n)];
+    if (role_of(node) != Role::region) return node.needs;
+    const int wanted = output_of(n);
+    return needs_of(instr_of(node), part_now(instr_of(node), {&wanted, 1}));
+  };
   const auto record_again = [&](std::int32_t value) {
     std::vector<std::int32_t> wanted, stack{value};
     while (!stack.empty()) {
@@ -296,9 +324,9 @@ Rewritten Checkpointing::rewrite(const std::vector<std::int32_t>& segments, cons
       stack.pop_back();
       if (kept[ix(v)] || copied[ix(n)]) continue;
       copied[ix(n)] = 1;
-      used[ix(segments[ix(n)])] = 1;
+      used[ix(plan.segments[ix(n)])] = 1;
       wanted.push_back(n);
-      for (std::int32_t in : nodes_[ix(n)].needs) stack.push_back(in);
+      for (std::int32_t in : needs_now(n)) stack.push_back(in);
     }
     std::sort(wanted.begin(), wanted.end());
     for (std::size_t from = 0; from < wanted.size();) {
@@ -394,31 +422,33 @@ Rewritten recompute(const Tape& tape, std::span<const std::int32_t> keep, const 
   const bool enough = options.mode == Mode::budget && report->before <= options.budget_bytes;
   if (options.mode == Mode::none || enough || !checkpointing.has_backward()) return {nullptr, {}};
 
-  struct Plan {
-    std::vector<std::int32_t> segments;
-    std::vector<char> on;
-    std::size_t peak;
-  };
-  const auto peak_of = [&](const std::vector<std::int32_t>& segments, const std::vector<char>& on) {
-    const Rewritten changed = checkpointing.rewrite(segments, on, nullptr);
+  const auto peak_of = [&](const Plan& plan) {
+    const Rewritten changed = checkpointing.rewrite(plan, nullptr);
     return peak(*changed.tape, mapped(keep, changed));
   };
+  const std::size_t budget = options.mode == Mode::budget ? options.budget_bytes : 0;
   // All segments, then without those, the last first, whose recomputation the limit does not ask for.
-  const auto plan_for = [&](std::vector<std::int32_t> segments) {
+  const auto plan_for = [&](const std::vector<std::int32_t>& segments) {
     const std::int32_t count = *std::max_element(segments.begin(), segments.end()) + 1;
-    Plan plan{std::move(segments), std::vector<char>(ix(count), 1), 0};
-    plan.peak = peak_of(plan.segments, plan.on);
-    const std::size_t limit = options.mode == Mode::budget ? std::max(plan.peak, options.budget_bytes) : plan.peak;
+    const auto whole = [&](bool keep_summed) {
+      Plan plan{segments, std::vector<char>(ix(count), 1), keep_summed};
+      plan.peak = peak_of(plan);
+      return plan;
+    };
+    Plan plan = whole(true);
+    // More work, for what is made once more reaches further back.
+    if (Plan more = whole(false); std::max(more.peak, budget) < plan.peak) plan = std::move(more);
+    const std::size_t limit = std::max(plan.peak, budget);
     for (std::int32_t k = count; k-- > 0;) {
       plan.on[ix(k)] = 0;
-      if (const std::size_t without = peak_of(plan.segments, plan.on); without <= limit)
+      if (const std::size_t without = peak_of(plan); without <= limit)
         plan.peak = without;
       else
         plan.on[ix(k)] = 1;
     }
     return plan;
   };
-  Plan best{{}, {}, report->before};
+  Plan best{{}, {}, true, report->before};
   if (options.mode == Mode::scopes) {
     if (Plan plan = plan_for(checkpointing.by_scope(options.scope_depth)); plan.peak < best.peak)
       best = std::move(plan);
@@ -428,7 +458,7 @@ Rewritten recompute(const Tape& tape, std::span<const std::int32_t> keep, const 
   }
   if (best.segments.empty()) return {nullptr, {}};
   report->after = best.peak;
-  return checkpointing.rewrite(best.segments, best.on, report);
+  return checkpointing.rewrite(best, report);
 }
 
 }  // namespace sg

@@ -37,9 +37,9 @@ struct RecomputeReport {
 // Bytes of the largest live set of the tape once it is compiled to the end.
 using PeakFn = std::function<std::size_t(const Tape&, std::span<const std::int32_t> keep)>;
 
-// A segment is a part of the forward instructions, of regions also of some outputs. Of its values those are kept which another
-// segment or the rest of the forward part uses, which are in `keep`, or which are small beside what they are made from
-// (indices, sums). Segments whose recomputation does not lower the peak are left alone. A null tape where none does.
+// A segment is a part of the forward instructions, of regions also of some outputs. Of its values those are kept which others
+// use or `keep` names, which are small beside what they are made from (indices, sums), or, if the peak is no higher so, of which
+// sums over rows are taken. Segments whose recomputation does not lower the peak are left alone. A null tape where none does.
 Rewritten recompute(const Tape& tape, std::span<const std::int32_t> keep, const RecomputeOptions& options,
                     const PeakFn& peak, RecomputeReport* report);
 

@@ -11,6 +11,7 @@
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
+#include "ops/norm.h"
 #include "ops/random.h"
 #include "ops/reduce.h"
 #include "ops/shape_ops.h"
@@ -122,6 +123,30 @@ TEST_P(Recompute, LeavesATapeWithoutGradientsAlone) {
   CompileOptions again;
   again.recompute.mode = Mode::scopes;
   SG_EXPECT_CONTAINS(compile(tape, {y}, on(), again).explain(), "recompute: nothing");
+}
+
+// One segment of many layers would otherwise be there in full when its first gradient is needed.
+TEST(RecomputePass, KeepsWhatSumsOverRowsAreTakenOf) {
+  Tape tape;
+  std::deque<Variable> weights;
+  const Value x = tape.input("x", {DType::f32, {2, 24, 24, 8}});
+  Variable gamma("gamma", Tensor::full({DType::f32, {8}}, 1)), beta("beta", Tensor::full({DType::f32, {8}}, 0));
+  Value h = x;
+  std::vector<Value> wrt;
+  {
+    const Scope scope(tape, "all");
+    for (int i = 0; i < 8; ++i) {
+      wrt.push_back(tape.read(weights.emplace_back("w", drawn({3, 3, 8, 8}, 0.1, static_cast<std::uint64_t>(i)))));
+      h = conv2d(silu(group_norm(h, tape.read(gamma), tape.read(beta), 2)), wrt.back(), ConvOptions::square(1, 1));
+    }
+  }
+  std::vector<Value> fetches = gradients(mean(square(h - 1)), wrt);
+  CompileOptions again;
+  again.recompute.mode = Mode::scopes;
+  const Program plain = compile(tape, fetches, cpu_backend(), {}), p = compile(tape, fetches, cpu_backend(), again);
+  EXPECT_LT(static_cast<double>(p.stats().lower_bound_bytes),
+            0.55 * static_cast<double>(plain.stats().lower_bound_bytes))
+      << p.explain();
 }
 
 // What recomputation is for would be lost if equal instructions were merged again.
