@@ -339,14 +339,7 @@ TEST(RowPrograms, RotationTrickIsOneRegionEachWay) {
   const Value zq = rotation_trick(z, q);
   const Value dz = vjp(std::span(&zq, 1), std::span(&g, 1), std::span(&z, 1))[0];
   const Program p = compile(t, {zq, dz}, backend("cpu"));
-  std::size_t regions = 0, others = 0;
-  for (const Instr& i : p.compiled_tape().instrs()) {
-    const Role role = op_def(i.op).role;
-    if (role == Role::region)
-      ++regions;
-    else if (role != Role::input && role != Role::constant && role != Role::alias)
-      ++others;
-  }
+  const auto [regions, others] = regions_of(p);
   EXPECT_EQ(regions, 1u) << p.compiled_tape().to_string();
   EXPECT_EQ(others, 0u) << p.compiled_tape().to_string();
 }
